@@ -1,0 +1,117 @@
+"""The only user of boto3: clients, their retries, and errors turned into sentences.
+
+Clients honour the standard variables (``AWS_ENDPOINT_URL``, ``AWS_ENDPOINT_URL_S3``, ``AWS_REGION``, the usual
+credential chain). Retries are botocore's *standard* mode: timeouts, 429, 5xx and the named throttles only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from bootagent.errors import AwsError
+
+if TYPE_CHECKING:
+    from mypy_boto3_ec2 import EC2Client
+    from mypy_boto3_s3 import S3Client
+
+CONNECT_SECONDS = 3.0
+READ_SECONDS = 20.0
+POOL_CONNECTIONS = 32
+
+_DENIED = {"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "403", "Forbidden"}
+_ABSENT = {"NoSuchKey", "NoSuchBucket", "NoSuchVersion", "404", "NotFound"}
+
+
+def s3(region: str | None) -> S3Client:
+    """An S3 client for ``region``, made once a process and safe to share between threads."""
+    return _client("s3", region)  # type: ignore[no-any-return]
+
+
+def ec2(region: str | None) -> EC2Client:
+    """An EC2 client for ``region``, made once a process and safe to share between threads."""
+    return _client("ec2", region)  # type: ignore[no-any-return]
+
+
+@functools.cache
+def _client(service: str, region: str | None) -> Any:
+    # Never credentials over IMDSv1, whatever the image's environment says.
+    os.environ["AWS_EC2_METADATA_V1_DISABLED"] = "true"
+    import boto3  # here: a quarter of a second that `check` or `status` need not pay
+    from botocore.config import Config
+
+    config = Config(
+        connect_timeout=CONNECT_SECONDS,
+        read_timeout=READ_SECONDS,
+        retries={"mode": "standard", "total_max_attempts": 5},
+        max_pool_connections=POOL_CONNECTIONS,
+        # A simulator on a bare host and port has no virtual-hosted buckets.
+        s3={"addressing_style": "path" if _endpoint(service) else "auto"},
+    )
+    with _said(f"make a client for {service}", None):
+        return boto3.session.Session(region_name=region).client(service, config=config)  # type: ignore[call-overload]
+
+
+def _endpoint(service: str) -> str | None:
+    return os.environ.get(f"AWS_ENDPOINT_URL_{service.upper()}") or os.environ.get("AWS_ENDPOINT_URL")
+
+
+def call(doing: str, iam_action: str) -> contextlib.AbstractContextManager[None]:
+    """Turn what botocore raises inside the block into an AwsError.
+
+    ``doing`` completes "cannot …", as in "read s3://deploys/web.json"; ``iam_action`` is what the call needs, as
+    in "s3:GetObject".
+    """
+    return _said(doing, iam_action)
+
+
+@contextlib.contextmanager
+def _said(doing: str, iam_action: str | None) -> Iterator[None]:
+    from botocore.exceptions import BotoCoreError, ClientError
+    from urllib3.exceptions import HTTPError
+
+    try:
+        yield
+    except ClientError as error:
+        raise _explained(doing, iam_action, error.response) from error
+    except (BotoCoreError, HTTPError) as error:
+        name = type(error).__name__
+        raise AwsError(
+            f"cannot {doing}: {error}", code=name, iam_action=iam_action, remedy=_REMEDIES.get(name)
+        ) from error
+
+
+_REMEDIES = {
+    "NoCredentialsError": "give the instance an IAM role, or set the AWS credential variables",
+    "NoRegionError": "set AWS_REGION",
+    "EndpointConnectionError": "check the route to AWS: NAT, VPC endpoint, security group",
+    "ConnectTimeoutError": "check the route to AWS: NAT, VPC endpoint, security group",
+}
+
+
+def _explained(doing: str, iam_action: str | None, response: Any) -> AwsError:
+    code = str(response.get("Error", {}).get("Code", "Unknown"))
+    message = str(response.get("Error", {}).get("Message", "")).rstrip(".")
+    request_id = response.get("ResponseMetadata", {}).get("RequestId") or None
+    remedy = None
+    if code in _DENIED and iam_action:
+        remedy = f"allow {iam_action} to the instance's role"
+    elif code in _ABSENT and iam_action and iam_action.startswith("s3:Get"):
+        # S3 answers 404 only to those who may list; a missing key looks like a denial to everyone else.
+        remedy = "check the bucket and the key, or publish first"
+    said = f"{code}: {message}" if message and message != code else code
+    return AwsError(
+        f"cannot {doing}: {said}" + (f" [request {request_id}]" if request_id else ""),
+        code=code,
+        request_id=request_id,
+        iam_action=iam_action,
+        remedy=remedy,
+    )
+
+
+def is_absent(error: AwsError) -> bool:
+    """Whether AWS said that the thing asked for does not exist."""
+    return error.code in _ABSENT

@@ -1,0 +1,306 @@
+"""The machine under the agent: the only runner of programs and writer of files.
+
+Logical paths (``str``, as a configuration writes them) become real ones (``Path``, under ``root``) through
+:meth:`Machine.real` alone; everything that touches the disk takes real paths, so the type checker tells them apart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import grp
+import os
+import pwd
+import shlex
+import shutil
+import signal
+import stat
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from bootagent.errors import BootagentError, CommandError
+
+#: The whole environment a program gets unless it is given more: a boot has none to inherit.
+MINIMAL_ENVIRONMENT: Mapping[str, str] = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "LANG": "C.UTF-8",
+}
+TAIL_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A user and group to act as. ``groups`` are the supplementary ones."""
+
+    user: str
+    group: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    home: str
+
+    def environment(self) -> dict[str, str]:
+        """The variables a login would set for this user."""
+        return {"HOME": self.home, "USER": self.user, "LOGNAME": self.user, "SHELL": "/bin/sh"}
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Progress of one long piece of work, in bytes; ``total`` is None while unknown."""
+
+    label: str
+    done: int
+    total: int | None
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something worth a line in the log and on the timeline."""
+
+    label: str
+    details: Mapping[str, object] = field(default_factory=dict)
+
+
+Listener = Callable[[Transfer | Note], None]
+
+
+@dataclass(frozen=True)
+class FreeSpace:
+    """What a filesystem has left for an unprivileged user: bytes, and inodes (None where it does not count them)."""
+
+    free_bytes: int
+    inodes: int | None
+
+
+class Machine:
+    """Runs programs and writes files below ``root``. ``listener`` hears of progress."""
+
+    def __init__(self, root: Path = Path("/"), listener: Listener = lambda event: None) -> None:
+        self.root = root.absolute()
+        self.tell = listener
+
+    def real(self, path: str) -> Path:
+        """The real path of a logical absolute one.
+
+        Raises BootagentError when it is not absolute or climbs with ``..``.
+        """
+        parts = path.split("/")
+        if not path.startswith("/") or ".." in parts:
+            raise BootagentError(f"{path!r} is not an absolute path without '..'")
+        return self.root.joinpath(*[part for part in parts if part])
+
+    # --- users -----------------------------------------------------------------------------------------------
+
+    def identity(self, user: str | None, group: str | None = None) -> Identity | None:
+        """The identity to act as for ``user``; None means "as I am": no user was named, it is us, or we are not root.
+
+        Raises BootagentError when the user or group does not exist.
+        """
+        if user is None or os.geteuid() != 0:
+            return None
+        try:
+            entry = pwd.getpwnam(user)
+        except KeyError:
+            raise BootagentError(
+                f"user {user!r} does not exist on this machine", remedy=f"create it, e.g. adduser --system {user}"
+            ) from None
+        try:
+            main = grp.getgrnam(group) if group else grp.getgrgid(entry.pw_gid)
+        except KeyError:
+            raise BootagentError(f"group {group or entry.pw_gid!r} does not exist on this machine") from None
+        if entry.pw_uid == os.geteuid() and main.gr_gid == os.getegid():
+            return None
+        extra = tuple(gid for gid in os.getgrouplist(user, entry.pw_gid) if gid != main.gr_gid)
+        return Identity(user, main.gr_name, entry.pw_uid, main.gr_gid, extra, entry.pw_dir)
+
+    # --- programs --------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        argv: Sequence[str | Path],
+        *,
+        timeout: float,
+        identity: Identity | None = None,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        check: bool = True,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program with a minimal environment plus ``env``, no standard input, output captured together.
+
+        The program's whole process group is killed after ``timeout`` seconds.
+        Raises CommandError when it cannot be started, fails (with ``check``) or is late.
+        """
+        shown = shlex.join(str(word) for word in argv)
+        with tempfile.TemporaryFile() as output:
+            process = self.start(
+                argv, stdout=output, stderr=subprocess.STDOUT, identity=identity, cwd=cwd, env=env, own_group=True
+            )
+            try:
+                code = process.wait(timeout)
+            except BaseException as caught:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                if isinstance(caught, subprocess.TimeoutExpired):
+                    raise CommandError(f"{shown} took longer than {timeout:g} s", tail=_tail(output)) from None
+                raise
+            output.seek(0)
+            text = output.read().decode(errors="replace")
+            if check and code != 0:
+                raise CommandError(f"{shown} {_ending(code)}", tail=text[-TAIL_BYTES:])
+        return subprocess.CompletedProcess([str(word) for word in argv], code, text)
+
+    def start(
+        self,
+        argv: Sequence[str | Path],
+        *,
+        stdin: int | IO[bytes] = subprocess.DEVNULL,
+        stdout: int | IO[bytes] | None = None,
+        stderr: int | IO[bytes] | None = None,
+        identity: Identity | None = None,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        own_group: bool = False,
+    ) -> subprocess.Popen[bytes]:
+        """Start a program with a minimal environment plus ``env``; raises CommandError when that is impossible."""
+        environment = {**MINIMAL_ENVIRONMENT, **(identity.environment() if identity else {}), **(env or {})}
+        words = [str(word) for word in argv]
+        try:
+            return subprocess.Popen(
+                words,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                cwd=cwd,
+                env=environment,
+                user=identity.uid if identity else None,
+                group=identity.gid if identity else None,
+                extra_groups=identity.groups if identity else None,
+                start_new_session=own_group,
+            )
+        except OSError as error:
+            remedy = f"install {words[0]}" if isinstance(error, FileNotFoundError) else None
+            raise CommandError(f"cannot start {shlex.join(words)}: {error.strerror}", remedy=remedy) from error
+
+    # --- files -----------------------------------------------------------------------------------------------
+
+    def write(self, path: Path, content: bytes, *, mode: int = 0o644, owner: Identity | None = None) -> None:
+        """Replace a file as a whole and durably: temporary file, fsync, rename, fsync of the directory."""
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = Path(name)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                os.fchmod(file.fileno(), mode)
+                if owner:
+                    os.fchown(file.fileno(), owner.uid, owner.gid)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_directory(path.parent)
+
+    def link(self, path: Path, target: Path | str, *, owner: Identity | None = None) -> None:
+        """Point the symbolic link ``path`` at ``target`` atomically and durably.
+
+        Raises BootagentError when something that is no link stands in its place: it may hold someone's data.
+        """
+        if path.exists() and not path.is_symlink():
+            raise BootagentError(f"{path} is not a symbolic link", remedy="move it away")
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
+            fresh = Path(scratch) / path.name
+            fresh.symlink_to(target)
+            if owner:
+                os.lchown(fresh, owner.uid, owner.gid)
+            fresh.replace(path)
+        sync_directory(path.parent)
+
+    def make_directory(self, path: Path, *, mode: int = 0o755, owner: Identity | None = None) -> None:
+        """Create a directory and its missing parents; set mode and owner on those it created."""
+        missing: list[Path] = []
+        probe = path
+        while not probe.is_dir():
+            missing.append(probe)
+            probe = probe.parent
+        for directory in reversed(missing):
+            with contextlib.suppress(FileExistsError):
+                directory.mkdir()
+                directory.chmod(mode)
+                if owner:
+                    os.chown(directory, owner.uid, owner.gid)
+
+    def remove_tree(self, path: Path) -> None:
+        """Remove a directory tree, if it is there. It is renamed first: half a tree never bears its name."""
+        doomed = path.with_name(f".{path.name}.removed")
+        if doomed.exists():  # left by a run that was killed here
+            shutil.rmtree(doomed)
+        if path.exists():
+            path.rename(doomed)
+            shutil.rmtree(doomed)
+
+    def sync_filesystem(self, path: Path) -> None:
+        """Make everything written to the filesystem that holds ``path`` durable: one syncfs(2), through sync(1)."""
+        self.run(["sync", "--file-system", path], timeout=600)
+
+    def free_space(self, path: Path) -> FreeSpace:
+        """What the filesystem that holds ``path`` (or its nearest existing parent) has left, from statvfs(3)."""
+        while not path.exists():
+            path = path.parent
+        found = os.statvfs(path)
+        return FreeSpace(found.f_bavail * found.f_frsize, found.f_favail if found.f_files else None)
+
+    @contextlib.contextmanager
+    def locked(self, path: Path) -> Iterator[IO[str] | None]:
+        """Hold an exclusive flock(2) on ``path``; yields the open file, or None when another process holds it."""
+        self.make_directory(path.parent)
+        with path.open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield None
+                return
+            yield file
+
+
+def writable_by_others(path: Path) -> str | None:
+    """Why someone other than root and us could change ``path``, as a clause; None when nobody can.
+
+    Every parent is looked at too: who may rename a directory may replace what is in it.
+    """
+    trusted = {0, os.geteuid()}
+    resolved = path.resolve()
+    for place in (resolved, *resolved.parents):
+        found = place.stat()
+        if found.st_uid not in trusted:
+            return f"{place} belongs to uid {found.st_uid}"
+        sticky = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX
+        own_group = os.geteuid() != 0 and found.st_gid == os.getegid()
+        loose = found.st_mode & (stat.S_IWOTH if own_group or found.st_gid == 0 else stat.S_IWOTH | stat.S_IWGRP)
+        if loose and not sticky:
+            return f"{place} can be written by others (mode {stat.S_IMODE(found.st_mode):o})"
+    return None
+
+
+def sync_directory(path: Path) -> None:
+    """fsync(2) a directory, so that the names in it are durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _tail(file: IO[bytes]) -> str:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - TAIL_BYTES))
+    return file.read().decode(errors="replace")
+
+
+def _ending(code: int) -> str:
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
