@@ -1,0 +1,88 @@
+"""Coordinates: ``{environment}``, ``{tag:Team}`` and the like, filled in from the instance.
+
+Tag values are untrusted text, so what goes into a path or URL must be one plain word.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bootagent.config.document import Document
+from bootagent.config.schema import suggestion
+from bootagent.errors import ConfigError, Problem
+
+#: What a configuration may name besides tags.
+NAMES = ("role", "environment", "region", "availability_zone", "account_id", "instance_id", "instance_type")
+
+_FIELD = re.compile(r"\{\{|\}\}|\{([a-z_]+|tag:[^{}]+)\}")
+_WORD = re.compile(r"(?!\.+$)[A-Za-z0-9._+=@:-]{1,128}")
+_LINE = re.compile(r"[^\x00-\x1f\x7f]{0,256}")
+
+#: Where in an app values are filled in, "*" standing for any key or index; True: into a path or URL.
+FIELDS: Mapping[tuple[str, ...], bool] = {
+    ("deploy_to",): True,
+    ("source", "url"): True,
+    ("linked_files", "*", "from"): True,
+    ("services", "*", "env", "*"): False,
+    ("services", "*", "check", "http"): True,
+    ("services", "*", "check", "tcp"): True,
+}
+
+
+def names_in(text: str) -> list[str]:
+    """The names a text interpolates, in order."""
+    return [match[1] for match in _FIELD.finditer(text) if match[1]]
+
+
+def texts(app: Mapping[str, Any]) -> list[tuple[tuple[str, ...], str]]:
+    """Every text of an app's table in which values are filled in, with its path in the table."""
+    return [(path, text) for pattern in FIELDS for path, text in _matching(app, pattern, ())]
+
+
+def _matching(value: Any, pattern: tuple[str, ...], path: tuple[str, ...]) -> list[tuple[tuple[str, ...], str]]:
+    if not pattern:
+        return [(path, value)] if isinstance(value, str) else []
+    if isinstance(value, list):
+        items = [(f"[{index}]", item) for index, item in enumerate(value)] if pattern[0] == "*" else []
+    elif isinstance(value, dict):
+        items = [(key, item) for key, item in value.items() if pattern[0] in ("*", key)]
+    else:
+        items = []
+    return [found for key, item in items for found in _matching(item, pattern[1:], (*path, key))]
+
+
+def unknown(text: str) -> list[str]:
+    """A sentence for each name in a text that nothing can fill."""
+    return [
+        f"{{{name}}} is not known{suggestion(name, NAMES)}; tags are written {{tag:KEY}}"
+        for name in names_in(text)
+        if not name.startswith("tag:") and name not in NAMES
+    ]
+
+
+def fill(text: str, values: Mapping[str, str], *, strict: bool, document: Document, path: Sequence[str]) -> str:
+    """Fill in a text. ``strict``: each value must be one plain word, since it becomes part of a path or URL.
+
+    Raises ConfigError naming the key, the name and the value.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1]
+        if name is None:
+            return match[0][0]
+        found = values.get(name)
+        if not found:
+            raise ConfigError([_missing(name, document, path)])
+        if not (_WORD if strict else _LINE).fullmatch(found):
+            need = "one plain word (letters, digits and ._+=@:-)" if strict else "one line of text"
+            raise ConfigError([document.problem(path, f"{{{name}}} is {found!r} on this instance, not {need}")])
+        return found
+
+    return _FIELD.sub(value, text)
+
+
+def _missing(name: str, document: Document, path: Sequence[str]) -> Problem:
+    what = f"tag {name[4:]!r}" if name.startswith("tag:") else name
+    return document.problem(path, f"{{{name}}} has no value: the instance has no {what}")

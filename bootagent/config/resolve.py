@@ -1,0 +1,199 @@
+"""A document and an instance's coordinates become one frozen :class:`Config`."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from bootagent.config import coordinates, rules, schema
+from bootagent.config.document import Document
+from bootagent.config.model import App, Check, Config, Limits, LinkedFile, Runit, S3Source, Service
+from bootagent.errors import ConfigError
+
+Table = dict[str, Any]
+
+_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
+_BYTES = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_BYTES |= {"MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+
+
+def validate(document: Document) -> None:
+    """Raises ConfigError with every problem a document has, whatever the instance."""
+    found = list(schema.check(document.tables)) or list(rules.check(document.tables))
+    if found:
+        raise ConfigError([document.problem(path, sentence) for path, sentence in found])
+
+
+def tag_keys(document: Document) -> tuple[str, str]:
+    """The tags that name the role and the environment."""
+    tags = document.tables.get("tags", {})
+    return tags.get("role", schema.default("tags", "role")), tags.get(
+        "environment", schema.default("tags", "environment")
+    )
+
+
+def metadata_within(document: Document) -> float:
+    """How long to wait for metadata and tags, in seconds."""
+    return seconds(document.tables.get("tags", {}).get("within", schema.default("tags", "within")))
+
+
+def default_tags(document: Document) -> Mapping[str, str]:
+    """Values for tags the instance does not carry."""
+    values: Mapping[str, str] = document.tables.get("tags", {}).get("defaults", {})
+    return values
+
+
+def required_tags(document: Document, tags: Mapping[str, str]) -> set[str]:
+    """The tag keys that must be there, given those seen so far: the role first, then what its apps interpolate."""
+    role_key, environment_key = tag_keys(document)
+    required = {role_key, *document.tables.get("tags", {}).get("required", [])}
+    role = document.tables["roles"].get(tags.get(role_key, ""))
+    if role:
+        for name in _app_names(document, role):
+            for _, text in coordinates.texts(document.tables["apps"][name]):
+                for found in coordinates.names_in(text):
+                    if found == "environment":
+                        required.add(environment_key)
+                    elif found.startswith("tag:"):
+                        required.add(found.removeprefix("tag:"))
+    return required
+
+
+def resolve(document: Document, facts: Mapping[str, str], tags: Mapping[str, str]) -> Config:
+    """Choose the role and fill in its apps. ``facts``: the coordinates other than role, environment and tags.
+
+    Raises ConfigError for an unknown role and for values that do not fit.
+    """
+    role_key, environment_key = tag_keys(document)
+    role_name = tags[role_key]
+    role = document.tables["roles"].get(role_name)
+    if role is None:
+        hint = schema.suggestion(role_name, document.tables["roles"])
+        raise ConfigError([document.problem(("roles",), f"no role {role_name!r} (tag {role_key}){hint}")])
+    values = {**facts, "role": role_name, "environment": tags.get(environment_key, "")}
+    values |= {f"tag:{key}": value for key, value in tags.items()}
+    wanted: list[str] | None = role.get("services")
+    apps = tuple(_app(document, name, values, wanted) for name in _app_names(document, role))
+    runit = document.tables.get("runit", {})
+    return Config(
+        role=role_name,
+        environment=tags.get(environment_key),
+        apps=apps,
+        runit=Runit(
+            service_dir=runit.get("service_dir", schema.default("runit", "service_dir")),
+            definitions=runit.get("definitions", schema.default("runit", "definitions")),
+        ),
+    )
+
+
+def _app_names(document: Document, role: Table) -> list[str]:
+    return list(document.tables["apps"]) if role["apps"] == "*" else role["apps"]
+
+
+def _app(document: Document, name: str, values: Mapping[str, str], wanted: list[str] | None) -> App:
+    table = _filled(document, name, values)
+    users = {service["user"] for service in table.get("services", {}).values() if "user" in service}
+    user = table.get("user") or (users.pop() if len(users) == 1 else "nobody")
+    group = table.get("group")
+    bucket, _, key = table["source"]["url"].removeprefix("s3://").partition("/")
+    hooks, limits = table.get("hooks", {}), table.get("limits", {})
+
+    def limit(key: str) -> Any:
+        return limits.get(key, schema.root()["$defs"]["app"]["properties"]["limits"]["properties"][key]["default"])
+
+    return App(
+        name=name,
+        deploy_to=table["deploy_to"].rstrip("/"),
+        user=user,
+        group=group,
+        source=S3Source(bucket, key, table["source"].get("region")),
+        linked_files=tuple(
+            LinkedFile(item, None) if isinstance(item, str) else LinkedFile(item["path"], item["from"])
+            for item in table.get("linked_files", [])
+        ),
+        linked_dirs=tuple(table.get("linked_dirs", [])),
+        keep_releases=table.get("keep_releases", schema.default("app", "keep_releases")),
+        prepare=tuple(hooks["prepare"]) if "prepare" in hooks else None,
+        prepare_within=seconds(hooks.get("within", 600)),
+        release_services=table.get("release_services", schema.default("app", "release_services")),
+        services=tuple(_service(name, key, service, user, group) for key, service in table.get("services", {}).items()),
+        default_service=_service(name, "*", {}, user, group),
+        only=_narrowed(name, wanted),
+        limits=Limits(
+            unpacked=size(limit("unpacked")),
+            files=limit("files"),
+            reserve=size(limit("reserve")),
+            within=seconds(limit("within")),
+        ),
+    )
+
+
+def _narrowed(app: str, wanted: list[str] | None) -> tuple[str, ...] | None:
+    if wanted is None:
+        return None
+    pairs = [item.rpartition(".") for item in wanted]
+    return tuple(service for owner, _, service in pairs if owner in ("", app))
+
+
+def _service(app: str, name: str, table: Table, user: str, group: str | None) -> Service:
+    check = table.get("check", {})
+    own_user = table.get("user", user)
+    return Service(
+        name=name,
+        command=tuple(table["command"]) if "command" in table else None,
+        user=own_user,
+        group=table.get("group", group if own_user == user else None),
+        env=tuple(sorted(table.get("env", {}).items())),
+        log=table.get("log", f"/var/log/bootagent/{app}.{name}"),
+        stable_for=seconds(table.get("stable_for", schema.default("service", "stable_for"))),
+        stop_within=seconds(table.get("stop_within", schema.default("service", "stop_within"))),
+        check=Check(
+            http=check.get("http"),
+            tcp=check.get("tcp"),
+            command=tuple(check["command"]) if "command" in check else None,
+            within=seconds(check.get("within", 30)),
+        ),
+    )
+
+
+def _filled(document: Document, name: str, values: Mapping[str, str]) -> Table:
+    """The app's table with every coordinate filled in."""
+    table: Table = copy.deepcopy(document.tables["apps"][name])
+    for path, text in coordinates.texts(table):
+        holder: Any = table
+        for key in path[:-1]:
+            holder = holder[int(key[1:-1])] if isinstance(holder, list) else holder[key]
+        strict = coordinates.FIELDS[tuple(_generic(path))]
+        holder[path[-1]] = coordinates.fill(text, values, strict=strict, document=document, path=("apps", name, *path))
+    return table
+
+
+def _generic(path: tuple[str, ...]) -> tuple[str, ...]:
+    for pattern in coordinates.FIELDS:
+        if len(pattern) == len(path) and all(p in ("*", key) for p, key in zip(pattern, path, strict=True)):
+            return pattern
+    raise KeyError(path)
+
+
+def seconds(value: float | str) -> float:
+    """A duration in seconds from a number of them or text such as ``"5m"``, whose form the schema has checked."""
+    if not isinstance(value, str):
+        return float(value)
+    number, unit = _parted(value)
+    return number * _UNITS[unit]
+
+
+def size(value: int | str) -> int:
+    """A size in bytes from a number of them or text such as ``"20GB"``, whose form the schema has checked."""
+    if not isinstance(value, str):
+        return value
+    number, unit = _parted(value)
+    return int(number * _BYTES[unit])
+
+
+def _parted(value: str) -> tuple[float, str]:
+    match = re.fullmatch(r"([0-9.]+)([A-Za-z]+)", value)
+    assert match, value  # the schema's pattern
+    return float(match[1]), match[2]

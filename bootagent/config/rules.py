@@ -1,0 +1,72 @@
+"""What the schema cannot say: how the keys of a configuration fit together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import PurePosixPath
+from typing import Any
+
+from bootagent.config import coordinates
+from bootagent.config.schema import Found, suggestion
+
+Table = dict[str, Any]
+
+
+def check(tables: Table) -> Iterator[Found]:
+    """Yield (key path, sentence) for everything that does not fit. The tables have the schema's shape."""
+    apps: Table = tables["apps"]
+    for name, app in apps.items():
+        for path, sentence in _check_app(app):
+            yield ("apps", name, *path), sentence
+    for (one, first), (two, second) in combinations(apps.items(), 2):
+        a, b = PurePosixPath(first["deploy_to"]), PurePosixPath(second["deploy_to"])
+        if a == b or a in b.parents or b in a.parents:
+            yield ("apps", two, "deploy_to"), f"{str(b)!r} collides with {str(a)!r} of app {one!r}"
+    for name, role in tables["roles"].items():
+        for path, sentence in _check_role(role, apps):
+            yield ("roles", name, *path), sentence
+
+
+def _check_role(role: Table, apps: Table) -> Iterator[Found]:
+    chosen = list(apps) if role["apps"] == "*" else role["apps"]
+    for index, app in enumerate(chosen):
+        if app not in apps:
+            yield ("apps", f"[{index}]"), f"{app!r} is no app{suggestion(app, apps)}"
+        elif app in chosen[:index]:
+            yield ("apps", f"[{index}]"), f"{app!r} is named twice"
+    for index, service in enumerate(role.get("services", [])):
+        app, dot, _ = service.partition(".")
+        if dot and app not in chosen:
+            yield ("services", f"[{index}]"), f"{app!r} is no app of this role{suggestion(app, chosen)}"
+
+
+def _check_app(app: Table) -> Iterator[Found]:
+    for path, text in coordinates.texts(app):
+        for sentence in coordinates.unknown(text):
+            yield path, sentence
+    linked = [(("linked_dirs", f"[{i}]"), path) for i, path in enumerate(app.get("linked_dirs", []))]
+    linked += [
+        (("linked_files", f"[{i}]"), item if isinstance(item, str) else item["path"])
+        for i, item in enumerate(app.get("linked_files", []))
+    ]
+    for (_, first), (where, second) in combinations(linked, 2):
+        a, b = PurePosixPath(first), PurePosixPath(second)
+        if a == b or a in b.parents or b in a.parents:
+            yield where, f"{second!r} collides with {first!r}"
+    for name, service in app.get("services", {}).items():
+        for path, sentence in _check_service(service):
+            yield ("services", name, *path), sentence
+
+
+def _check_service(service: Table) -> Iterator[Found]:
+    check = service.get("check", {})
+    kinds = [kind for kind in ("http", "tcp", "command") if kind in check]
+    if len(kinds) > 1:
+        yield ("check",), f"has {' and '.join(kinds)}; keep one"
+    if "tcp" in check and not 0 < int(check["tcp"].rpartition(":")[2]) < 65536:
+        yield ("check", "tcp"), f"{check['tcp']!r} has no port between 1 and 65535"
+    for key, value in service.get("env", {}).items():
+        if value != value.rstrip(" \t") or "\0" in value:
+            # chpst(8) trims what trails and cannot carry a NUL.
+            yield ("env", key), "ends in blanks or holds a NUL; chpst cannot carry that"
