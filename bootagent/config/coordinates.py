@@ -6,12 +6,10 @@ Tag values are untrusted text, so what goes into a path or URL must be one plain
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from bootagent.config.document import Document
 from bootagent.config.schema import suggestion
-from bootagent.errors import ConfigError, Problem
 
 #: What a configuration may name besides tags.
 NAMES = ("role", "environment", "region", "availability_zone", "account_id", "instance_id", "instance_type")
@@ -62,10 +60,10 @@ def unknown(text: str) -> list[str]:
     ]
 
 
-def fill(text: str, values: Mapping[str, str], *, strict: bool, document: Document, path: Sequence[str]) -> str:
+def fill(text: str, values: Mapping[str, str], *, strict: bool) -> str:
     """Fill in a text. ``strict``: each value must be one plain word, since it becomes part of a path or URL.
 
-    Raises ConfigError naming the key, the name and the value.
+    Raises ValueError with a sentence that names what is missing or does not fit.
     """
 
     def value(match: re.Match[str]) -> str:
@@ -74,15 +72,11 @@ def fill(text: str, values: Mapping[str, str], *, strict: bool, document: Docume
             return match[0][0]
         found = values.get(name)
         if not found:
-            raise ConfigError([_missing(name, document, path)])
+            what = f"tag {name[4:]!r}" if name.startswith("tag:") else name
+            raise ValueError(f"{{{name}}} has no value: the instance has no {what}")
         if not (_WORD if strict else _LINE).fullmatch(found):
             need = "one plain word (letters, digits and ._+=@:-)" if strict else "one line of text"
-            raise ConfigError([document.problem(path, f"{{{name}}} is {found!r} on this instance, not {need}")])
+            raise ValueError(f"{{{name}}} is {found!r} on this instance, not {need}")
         return found
 
     return _FIELD.sub(value, text)
-
-
-def _missing(name: str, document: Document, path: Sequence[str]) -> Problem:
-    what = f"tag {name[4:]!r}" if name.startswith("tag:") else name
-    return document.problem(path, f"{{{name}}} has no value: the instance has no {what}")

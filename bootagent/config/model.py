@@ -76,7 +76,6 @@ class App:
     prepare_within: float
     release_services: str
     services: tuple[Service, ...]
-    default_service: Service
     only: tuple[str, ...] | None
     limits: Limits
 

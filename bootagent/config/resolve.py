@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from bootagent.config import coordinates, rules, schema
 from bootagent.config.document import Document
 from bootagent.config.model import App, Check, Config, Limits, LinkedFile, Runit, S3Source, Service
-from bootagent.errors import ConfigError
+from bootagent.errors import ConfigError, Problem
 
 Table = dict[str, Any]
 
@@ -19,43 +20,42 @@ _BYTES = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**
 _BYTES |= {"MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
-def validate(document: Document) -> None:
-    """Raises ConfigError with every problem a document has, whatever the instance."""
-    found = list(schema.check(document.tables)) or list(rules.check(document.tables))
+def validate(document: Document) -> Document:
+    """The same document with every default filled in.
+
+    Raises ConfigError with every problem a document has, whatever the instance.
+    """
+    tables = document.tables
+    if not (found := list(schema.check(tables))):
+        tables = schema.complete(tables)
+        found = list(rules.check(tables))
     if found:
         raise ConfigError([document.problem(path, sentence) for path, sentence in found])
-
-
-def tag_keys(document: Document) -> tuple[str, str]:
-    """The tags that name the role and the environment."""
-    tags = document.tables.get("tags", {})
-    return tags.get("role", schema.default("tags", "role")), tags.get(
-        "environment", schema.default("tags", "environment")
-    )
+    return dataclasses.replace(document, tables=tables)
 
 
 def metadata_within(document: Document) -> float:
     """How long to wait for metadata and tags, in seconds."""
-    return seconds(document.tables.get("tags", {}).get("within", schema.default("tags", "within")))
+    return seconds(document.tables["tags"]["within"])
 
 
 def default_tags(document: Document) -> Mapping[str, str]:
     """Values for tags the instance does not carry."""
-    values: Mapping[str, str] = document.tables.get("tags", {}).get("defaults", {})
+    values: Mapping[str, str] = document.tables["tags"]["defaults"]
     return values
 
 
 def required_tags(document: Document, tags: Mapping[str, str]) -> set[str]:
     """The tag keys that must be there, given those seen so far: the role first, then what its apps interpolate."""
-    role_key, environment_key = tag_keys(document)
-    required = {role_key, *document.tables.get("tags", {}).get("required", [])}
-    role = document.tables["roles"].get(tags.get(role_key, ""))
+    keys = document.tables["tags"]
+    required = {keys["role"], *keys["required"]}
+    role = document.tables["roles"].get(tags.get(keys["role"], ""))
     if role:
         for name in _app_names(document, role):
             for _, text in coordinates.texts(document.tables["apps"][name]):
                 for found in coordinates.names_in(text):
                     if found == "environment":
-                        required.add(environment_key)
+                        required.add(keys["environment"])
                     elif found.startswith("tag:"):
                         required.add(found.removeprefix("tag:"))
     return required
@@ -66,25 +66,25 @@ def resolve(document: Document, facts: Mapping[str, str], tags: Mapping[str, str
 
     Raises ConfigError for an unknown role and for values that do not fit.
     """
-    role_key, environment_key = tag_keys(document)
-    role_name = tags[role_key]
+    keys = document.tables["tags"]
+    role_name = tags[keys["role"]]
     role = document.tables["roles"].get(role_name)
     if role is None:
         hint = schema.suggestion(role_name, document.tables["roles"])
-        raise ConfigError([document.problem(("roles",), f"no role {role_name!r} (tag {role_key}){hint}")])
-    values = {**facts, "role": role_name, "environment": tags.get(environment_key, "")}
+        raise ConfigError([document.problem(("roles",), f"no role {role_name!r} (tag {keys['role']}){hint}")])
+    values = {**facts, "role": role_name, "environment": tags.get(keys["environment"], "")}
     values |= {f"tag:{key}": value for key, value in tags.items()}
     wanted: list[str] | None = role.get("services")
-    apps = tuple(_app(document, name, values, wanted) for name in _app_names(document, role))
-    runit = document.tables.get("runit", {})
+    problems: list[Problem] = []
+    filled = [_filled(document, name, values, problems) for name in _app_names(document, role)]
+    if problems:
+        raise ConfigError(problems)
+    apps = tuple(_app(name, table, wanted) for name, table in zip(_app_names(document, role), filled, strict=True))
     return Config(
         role=role_name,
-        environment=tags.get(environment_key),
+        environment=tags.get(keys["environment"]),
         apps=apps,
-        runit=Runit(
-            service_dir=runit.get("service_dir", schema.default("runit", "service_dir")),
-            definitions=runit.get("definitions", schema.default("runit", "definitions")),
-        ),
+        runit=Runit(**document.tables["runit"]),
     )
 
 
@@ -92,17 +92,12 @@ def _app_names(document: Document, role: Table) -> list[str]:
     return list(document.tables["apps"]) if role["apps"] == "*" else role["apps"]
 
 
-def _app(document: Document, name: str, values: Mapping[str, str], wanted: list[str] | None) -> App:
-    table = _filled(document, name, values)
-    users = {service["user"] for service in table.get("services", {}).values() if "user" in service}
+def _app(name: str, table: Table, wanted: list[str] | None) -> App:
+    users = {service["user"] for service in table["services"].values() if "user" in service}
     user = table.get("user") or (users.pop() if len(users) == 1 else "nobody")
     group = table.get("group")
     bucket, _, key = table["source"]["url"].removeprefix("s3://").partition("/")
-    hooks, limits = table.get("hooks", {}), table.get("limits", {})
-
-    def limit(key: str) -> Any:
-        return limits.get(key, schema.root()["$defs"]["app"]["properties"]["limits"]["properties"][key]["default"])
-
+    hooks, limits = table["hooks"], table["limits"]
     return App(
         name=name,
         deploy_to=table["deploy_to"].rstrip("/"),
@@ -111,21 +106,20 @@ def _app(document: Document, name: str, values: Mapping[str, str], wanted: list[
         source=S3Source(bucket, key, table["source"].get("region")),
         linked_files=tuple(
             LinkedFile(item, None) if isinstance(item, str) else LinkedFile(item["path"], item["from"])
-            for item in table.get("linked_files", [])
+            for item in table["linked_files"]
         ),
-        linked_dirs=tuple(table.get("linked_dirs", [])),
-        keep_releases=table.get("keep_releases", schema.default("app", "keep_releases")),
+        linked_dirs=tuple(table["linked_dirs"]),
+        keep_releases=table["keep_releases"],
         prepare=tuple(hooks["prepare"]) if "prepare" in hooks else None,
-        prepare_within=seconds(hooks.get("within", 600)),
-        release_services=table.get("release_services", schema.default("app", "release_services")),
-        services=tuple(_service(name, key, service, user, group) for key, service in table.get("services", {}).items()),
-        default_service=_service(name, "*", {}, user, group),
+        prepare_within=seconds(hooks["within"]),
+        release_services=table["release_services"],
+        services=tuple(_service(name, key, service, user, group) for key, service in table["services"].items()),
         only=_narrowed(name, wanted),
         limits=Limits(
-            unpacked=size(limit("unpacked")),
-            files=limit("files"),
-            reserve=size(limit("reserve")),
-            within=seconds(limit("within")),
+            unpacked=size(limits["unpacked"]),
+            files=limits["files"],
+            reserve=size(limits["reserve"]),
+            within=seconds(limits["within"]),
         ),
     )
 
@@ -137,36 +131,45 @@ def _narrowed(app: str, wanted: list[str] | None) -> tuple[str, ...] | None:
     return tuple(service for owner, _, service in pairs if owner in ("", app))
 
 
+def unnamed_service(app: App, name: str) -> Service:
+    """The service ``name`` of a release of ``app`` that the configuration says nothing about."""
+    table = schema.complete({}, schema.root()["$defs"]["service"])
+    return _service(app.name, name, table, app.user, app.group)
+
+
 def _service(app: str, name: str, table: Table, user: str, group: str | None) -> Service:
-    check = table.get("check", {})
+    check = table["check"]
     own_user = table.get("user", user)
     return Service(
         name=name,
         command=tuple(table["command"]) if "command" in table else None,
         user=own_user,
         group=table.get("group", group if own_user == user else None),
-        env=tuple(sorted(table.get("env", {}).items())),
+        env=tuple(sorted(table["env"].items())),
         log=table.get("log", f"/var/log/bootagent/{app}.{name}"),
-        stable_for=seconds(table.get("stable_for", schema.default("service", "stable_for"))),
-        stop_within=seconds(table.get("stop_within", schema.default("service", "stop_within"))),
+        stable_for=seconds(table["stable_for"]),
+        stop_within=seconds(table["stop_within"]),
         check=Check(
             http=check.get("http"),
             tcp=check.get("tcp"),
             command=tuple(check["command"]) if "command" in check else None,
-            within=seconds(check.get("within", 30)),
+            within=seconds(check["within"]),
         ),
     )
 
 
-def _filled(document: Document, name: str, values: Mapping[str, str]) -> Table:
-    """The app's table with every coordinate filled in."""
+def _filled(document: Document, name: str, values: Mapping[str, str], problems: list[Problem]) -> Table:
+    """The app's table with every coordinate filled in; what cannot be is added to ``problems``."""
     table: Table = copy.deepcopy(document.tables["apps"][name])
     for path, text in coordinates.texts(table):
         holder: Any = table
         for key in path[:-1]:
             holder = holder[int(key[1:-1])] if isinstance(holder, list) else holder[key]
-        strict = coordinates.FIELDS[tuple(_generic(path))]
-        holder[path[-1]] = coordinates.fill(text, values, strict=strict, document=document, path=("apps", name, *path))
+        strict = coordinates.FIELDS[_generic(path)]
+        try:
+            holder[path[-1]] = coordinates.fill(text, values, strict=strict)
+        except ValueError as error:
+            problems.append(document.problem(("apps", name, *path), str(error)))
     return table
 
 

@@ -14,7 +14,7 @@ Table = dict[str, Any]
 
 
 def check(tables: Table) -> Iterator[Found]:
-    """Yield (key path, sentence) for everything that does not fit. The tables have the schema's shape."""
+    """Yield (key path, sentence) for everything that does not fit. The tables are complete."""
     apps: Table = tables["apps"]
     for name, app in apps.items():
         for path, sentence in _check_app(app):
@@ -45,28 +45,28 @@ def _check_app(app: Table) -> Iterator[Found]:
     for path, text in coordinates.texts(app):
         for sentence in coordinates.unknown(text):
             yield path, sentence
-    linked = [(("linked_dirs", f"[{i}]"), path) for i, path in enumerate(app.get("linked_dirs", []))]
+    linked = [(("linked_dirs", f"[{i}]"), path) for i, path in enumerate(app["linked_dirs"])]
     linked += [
         (("linked_files", f"[{i}]"), item if isinstance(item, str) else item["path"])
-        for i, item in enumerate(app.get("linked_files", []))
+        for i, item in enumerate(app["linked_files"])
     ]
     for (_, first), (where, second) in combinations(linked, 2):
         a, b = PurePosixPath(first), PurePosixPath(second)
         if a == b or a in b.parents or b in a.parents:
             yield where, f"{second!r} collides with {first!r}"
-    for name, service in app.get("services", {}).items():
+    for name, service in app["services"].items():
         for path, sentence in _check_service(service):
             yield ("services", name, *path), sentence
 
 
 def _check_service(service: Table) -> Iterator[Found]:
-    check = service.get("check", {})
+    check = service["check"]
     kinds = [kind for kind in ("http", "tcp", "command") if kind in check]
     if len(kinds) > 1:
         yield ("check",), f"has {' and '.join(kinds)}; keep one"
     if "tcp" in check and not 0 < int(check["tcp"].rpartition(":")[2]) < 65536:
         yield ("check", "tcp"), f"{check['tcp']!r} has no port between 1 and 65535"
-    for key, value in service.get("env", {}).items():
+    for key, value in service["env"].items():
         if value != value.rstrip(" \t") or "\0" in value:
             # chpst(8) trims what trails and cannot carry a NUL.
             yield ("env", key), "ends in blanks or holds a NUL; chpst cannot carry that"

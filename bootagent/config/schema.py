@@ -37,12 +37,21 @@ def root() -> Schema:
     return schema
 
 
-def default(*path: str) -> Any:
-    """The default of a key, by its path of names through ``$defs`` and properties, e.g. ``default("app", "keep_releases")``."""
-    schema: Schema = root() if path[0] not in root()["$defs"] else root()["$defs"][path[0]]
-    for name in path if schema is root() else path[1:]:
-        schema = schema["properties"][name]
-    return schema["default"]
+def complete(value: Any, schema: Schema | None = None) -> Any:
+    """A valid value with the schema's defaults filled in."""
+    schema = _followed(root() if schema is None else schema)
+    if "oneOf" in schema:
+        fitting = [branch for branch in map(_followed, schema["oneOf"]) if not list(check(value, branch))]
+        return complete(value, fitting[0])
+    if isinstance(value, list):
+        return [complete(item, schema["items"]) for item in value]
+    if not isinstance(value, dict):
+        return value
+    known: Schema = schema.get("properties", {})
+    others: Schema = schema.get("additionalProperties") or {}
+    filled = {key: complete(item, known.get(key, others)) for key, item in value.items()}
+    missing = {key: item["default"] for key, item in known.items() if key not in value and "default" in item}
+    return filled | {key: complete(item, known[key]) for key, item in missing.items()}
 
 
 def check(value: Any, schema: Schema | None = None, path: tuple[str, ...] = ()) -> Iterator[Found]:
