@@ -1,0 +1,337 @@
+"""``bootagent sandbox``: the user's own configuration, booted on a simulated machine in a simulated cloud."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TextIO
+
+from bootagent.config import document, resolve
+from bootagent.config.model import App
+from bootagent.errors import BootagentError, UsageError
+from bootagent.instance import user_data_tags
+from bootagent.machine import Machine
+from bootagent.sandbox import example
+from bootagent.sandbox.cloud import FOREIGN_PREFIXES, Cloud
+from bootagent.sandbox.init import adopt_orphans, end_descendants
+from bootagent.sandbox.scratch import scratch_root
+from bootagent.sandbox.supervisor import Supervisor
+
+CONFIG = "/etc/bootagent/config.toml"
+SUPERVISOR_LOG = "/var/log/runsvdir.log"
+#: What ``--keep`` leaves for other terminals to source.
+ENVIRONMENT_FILE = "/sandbox.env"
+INTERRUPTED = 130
+#: How long an interrupted command has to end by itself.
+INTERRUPT_SECONDS = 10.0
+
+_ARCHIVE_FORMATS = {".tar": "tar", ".tar.gz": "tar.gz", ".tgz": "tar.gz", ".zip": "zip"}
+_BOOTAGENT = (sys.executable, "-m", "bootagent")
+
+
+@dataclass(frozen=True)
+class SandboxOptions:
+    """What to boot. Without ``config`` it is the sample app.
+
+    - ``tags``: the instance's tags
+    - ``publish``: app name → git repository, published before the boot to where the app's source looks
+    - ``files``: absolute path on the machine → a file to put there before the boot
+    - ``root``: the machine's root, an empty or absent directory; a temporary one when None
+    - ``user_data``: a file with the instance's user-data
+    - ``keep``: stay up after the boot until interrupted
+    """
+
+    config: Path | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    publish: Mapping[str, Path] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict)
+    root: Path | None = None
+    user_data: Path | None = None
+    keep: bool = False
+
+
+def run(options: SandboxOptions, out: TextIO, *, argv0: Sequence[str] = _BOOTAGENT) -> int:
+    """Boot in the sandbox, and tear everything down again; the exit code is the boot's.
+
+    ``argv0`` starts bootagent. Raises BootagentError when the sandbox itself cannot be set up.
+    """
+    with interruptible():
+        try:
+            with Sandbox(options, out, argv0=argv0) as sandbox:
+                sandbox.publish_all()
+                code = sandbox.bootagent("reconfigure")
+                if options.keep:
+                    sandbox.invite()
+                    _wait_for_interrupt()
+                    out.write("\ntearing down\n")
+                return code
+        except KeyboardInterrupt:
+            out.write("interrupted\n")
+            return INTERRUPTED
+
+
+class Sandbox:
+    """A simulated machine in a simulated cloud, ready to boot; a context manager that leaves nothing behind.
+
+    It takes the process for itself: what is orphaned by the programs it runs is adopted, and ended with it.
+    """
+
+    cloud: Cloud
+    machine: Machine
+    #: The sample app, when that is what runs here.
+    example: example.Example | None
+
+    def __init__(self, options: SandboxOptions, out: TextIO, *, argv0: Sequence[str] = _BOOTAGENT) -> None:
+        self._options = options
+        self._out = out
+        self._argv0 = tuple(argv0)
+        self._running = contextlib.ExitStack()
+        self._user_data: bytes | None = None
+        self.example = None
+
+    @property
+    def root(self) -> Path:
+        """The machine's root directory."""
+        return self.machine.root
+
+    def __enter__(self) -> Sandbox:
+        try:
+            self._set_up(self._running)
+        except BaseException:
+            self._tear_down()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._tear_down()
+
+    def _set_up(self, stack: contextlib.ExitStack) -> None:
+        self.machine = Machine(stack.enter_context(scratch_root(self._options.root)))
+        stack.enter_context(_no_descendants())
+        if self._options.config is None:
+            self._options = self._with_example()
+        if self._options.user_data:
+            self._user_data = _read(self._options.user_data)
+        self.cloud = stack.enter_context(Cloud(tags=self._options.tags, user_data=self._user_data))
+        self._furnish()
+        services = self.machine.real("/etc/service")
+        stack.enter_context(Supervisor(services, log=self.machine.real(SUPERVISOR_LOG)))
+
+    def _tear_down(self) -> None:
+        with _handling(signal.SIG_IGN):  # a second Ctrl-C must not leave half of it behind
+            self._running.close()
+
+    def _with_example(self) -> SandboxOptions:
+        directory = self.machine.real("/usr/src/hello")
+        directory.mkdir(parents=True)
+        self.example = example.write(directory)
+        options = self._options
+        return dataclasses.replace(
+            options,
+            config=self.example.config,
+            tags={**example.TAGS, **options.tags},
+            publish={example.APP: self.example.repository, **options.publish},
+            files={example.SETTINGS: self.example.settings, **options.files},
+        )
+
+    def _furnish(self) -> None:
+        assert self._options.config is not None
+        files = {**self._options.files, CONFIG: self._options.config}
+        for path, source in files.items():
+            place = self.machine.real(path)
+            self.machine.make_directory(place.parent)
+            mode = 0o600 if path == CONFIG else source.stat().st_mode & 0o755 if source.exists() else 0o644
+            self.machine.write(place, _read(source), mode=mode)
+
+    # --- acting on it ----------------------------------------------------------------------------------------
+
+    def bootagent(self, command: str, *words: str) -> int:
+        """Run a bootagent command on the machine, what it prints passed through; its exit code."""
+        return self._run([*self._argv0, command, "--root", str(self.root), *words])
+
+    def publish_all(self) -> None:
+        """Publish every repository the options name, to where the instance will look for it."""
+        for app, repository in self._options.publish.items():
+            self.publish(app, repository)
+
+    def publish(self, app: str, repository: Path) -> None:
+        """Publish a repository's HEAD as the next release of an app.
+
+        Raises UsageError when the instance's role has no such app, BootagentError when publishing fails.
+        """
+        source = self._app(app).source
+        if source.bucket not in self.cloud.buckets():
+            self.cloud.create_bucket(source.bucket)
+        suffix = next((suffix for suffix in _ARCHIVE_FORMATS if source.key.endswith(suffix)), None)
+        if suffix:
+            self.cloud.put(source.bucket, source.key, _archive(repository, _ARCHIVE_FORMATS[suffix]))
+        elif self._run([*self._argv0, "publish", str(source), "--repo", str(repository)]):
+            raise BootagentError(f"{app} could not be published from {repository}")
+
+    def _app(self, name: str) -> App:
+        found = resolve.validate(document.load([self.machine.real(CONFIG)], trusted=False))
+        tags = {**resolve.default_tags(found), **self.cloud.metadata.tags, **user_data_tags(self._user_data)}
+        if missing := sorted(resolve.required_tags(found, tags) - set(tags)):
+            raise UsageError(f"--publish needs to know the tags {', '.join(missing)}", remedy="add --tag KEY=VALUE")
+        instance = self.cloud.instance
+        facts = {
+            "region": instance.region,
+            "availability_zone": instance.zone,
+            "account_id": instance.account_id,
+            "instance_id": instance.instance_id,
+            "instance_type": instance.instance_type,
+        }
+        config = resolve.resolve(found, facts, tags)
+        apps = {app.name: app for app in config.apps}
+        if name not in apps:
+            raise UsageError(f"--publish {name}: role {config.role} runs {', '.join(apps) or 'no app'}")
+        return apps[name]
+
+    def _run(self, argv: Sequence[str]) -> int:
+        """Run a program of ours in the cloud's environment, live: on the same terminal where there is one."""
+        self._out.flush()
+        piped = None if _is_ours(self._out) else subprocess.PIPE
+        process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=piped or self._out,
+            stderr=subprocess.STDOUT if piped else None,
+            env=self.cloud.process_environment(),
+        )
+        try:
+            if process.stdout:
+                for line in process.stdout:
+                    self._out.write(line.decode(errors="replace"))
+            return process.wait()
+        except BaseException:
+            process.terminate()
+            try:
+                process.wait(INTERRUPT_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            raise
+
+    # --- inviting to play ------------------------------------------------------------------------------------
+
+    def environment_file(self) -> str:
+        """Shell lines that put another terminal into this cloud."""
+        foreign = sorted(name for name in os.environ if name.startswith(FOREIGN_PREFIXES))
+        names = {
+            **self.cloud.environment(),
+            "SANDBOX_ROOT": str(self.root),
+            "SANDBOX_CONTROL": f"{self.cloud.metadata.endpoint}/_sandbox",
+            "SVDIR": str(self.machine.real("/etc/service")),
+        }
+        lines = [f"unset {' '.join(foreign)}"] if foreign else []
+        lines += [f"export {name}={shlex.quote(value)}" for name, value in names.items()]
+        if not shutil.which("bootagent"):
+            lines.append(f'bootagent() {{ {shlex.join(self._argv0)} "$@"; }}')
+        return "\n".join(lines) + "\n"
+
+    def invite(self) -> None:
+        """Print what can be tried from another terminal."""
+        file = self.machine.real(ENVIRONMENT_FILE)
+        self.machine.write(file, self.environment_file().encode(), mode=0o600)
+        services = sorted(path.name for path in self.machine.real("/etc/service").iterdir())
+        commands = {
+            "bootagent status --root $SANDBOX_ROOT": "what runs, and which release",
+            "bootagent reconfigure --root $SANDBOX_ROOT": "the same as a boot, without one",
+            "bootagent plan --root $SANDBOX_ROOT": "what that would do",
+            "bootagent timeline --root $SANDBOX_ROOT": "where the seconds went",
+            **self._publish_commands(),
+            f"sv status {services[0] if services else '$SVDIR/*'}": "ask the supervisor",
+            "curl -X PUT -d production $SANDBOX_CONTROL/tags/Environment": "change a tag of the instance",
+        }
+        width = max(map(len, commands))
+        shown = "\n".join(f"  {command:{width}}  # {meaning}" for command, meaning in commands.items())
+        self._out.write(
+            f"\nThe machine is {self.root}. In another terminal:\n\n  . {shlex.quote(str(file))}\n{shown}\n\n"
+            "Ctrl-C tears everything down.\n"
+        )
+        self._out.flush()
+
+    def _publish_commands(self) -> dict[str, str]:
+        commands = {}
+        for app, repository in self._options.publish.items():
+            command = shlex.join(["bootagent", "publish", str(self._app(app).source), "--repo", str(repository)])
+            commands[command] = f"the next release of {app}"
+        return commands
+
+
+def _archive(repository: Path, kind: str) -> bytes:
+    done = subprocess.run(
+        ["git", "-C", str(repository), "archive", f"--format={kind}", "HEAD"], capture_output=True, check=False
+    )
+    if done.returncode:
+        raise BootagentError(f"git archive of {repository} failed: {done.stderr.decode(errors='replace').strip()}")
+    return done.stdout
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read {file}: {error.strerror}") from None
+
+
+def _is_ours(out: TextIO) -> bool:
+    """Whether a child can write to it directly."""
+    try:
+        out.fileno()
+    except (OSError, AttributeError):
+        return False
+    return True
+
+
+# --- ends ----------------------------------------------------------------------------------------------------
+
+_ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Let a TERM, or a terminal that closes, unwind as Ctrl-C does."""
+    with _handling(signal.default_int_handler):
+        yield
+
+
+@contextlib.contextmanager
+def _handling(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread is ever interrupted
+        return
+    before = {number: signal.signal(number, handler) for number in _ENDS}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+@contextlib.contextmanager
+def _no_descendants() -> Iterator[None]:
+    adopt_orphans()
+    try:
+        yield
+    finally:
+        end_descendants()
+
+
+def _wait_for_interrupt() -> None:
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            signal.pause()
