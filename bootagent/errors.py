@@ -77,6 +77,14 @@ class CommandError(BootagentError):
         self.tail = tail
 
 
+class ServiceError(BootagentError):
+    """A service did not start, stay up or pass its check. ``tail`` holds the end of its log."""
+
+    def __init__(self, sentence: str, *, tail: str = "", remedy: str | None = None) -> None:
+        super().__init__(sentence, remedy=remedy)
+        self.tail = tail
+
+
 class AwsError(BootagentError):
     """An AWS call failed: what was asked, the error code, the request id, and the IAM action that was missing."""
 

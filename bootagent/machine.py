@@ -43,10 +43,6 @@ class Identity:
     groups: tuple[int, ...]
     home: str
 
-    def environment(self) -> dict[str, str]:
-        """The variables a login would set for this user."""
-        return {"HOME": self.home, "USER": self.user, "LOGNAME": self.user, "SHELL": "/bin/sh"}
-
 
 @dataclass(frozen=True)
 class Transfer:
@@ -167,7 +163,7 @@ class Machine:
         own_group: bool = False,
     ) -> subprocess.Popen[bytes]:
         """Start a program with a minimal environment plus ``env``; raises CommandError when that is impossible."""
-        environment = {**MINIMAL_ENVIRONMENT, **(identity.environment() if identity else {}), **(env or {})}
+        environment = {**MINIMAL_ENVIRONMENT, **login_environment(identity), **(env or {})}
         words = [str(word) for word in argv]
         try:
             return subprocess.Popen(
@@ -206,34 +202,29 @@ class Machine:
             raise
         sync_directory(path.parent)
 
-    def link(self, path: Path, target: Path | str, *, owner: Identity | None = None) -> None:
+    def link(self, path: Path, target: Path | str) -> None:
         """Point the symbolic link ``path`` at ``target`` atomically and durably.
 
         Raises BootagentError when something that is no link stands in its place: it may hold someone's data.
         """
         if path.exists() and not path.is_symlink():
             raise BootagentError(f"{path} is not a symbolic link", remedy="move it away")
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
-            fresh = Path(scratch) / path.name
-            fresh.symlink_to(target)
-            if owner:
-                os.lchown(fresh, owner.uid, owner.gid)
-            fresh.replace(path)
+        fresh = path.with_name(f".{path.name}.new")
+        fresh.unlink(missing_ok=True)  # left by a run that was killed here
+        fresh.symlink_to(target)
+        fresh.replace(path)
         sync_directory(path.parent)
 
     def make_directory(self, path: Path, *, mode: int = 0o755, owner: Identity | None = None) -> None:
-        """Create a directory and its missing parents; set mode and owner on those it created."""
-        missing: list[Path] = []
-        probe = path
-        while not probe.is_dir():
-            missing.append(probe)
-            probe = probe.parent
-        for directory in reversed(missing):
-            with contextlib.suppress(FileExistsError):
-                directory.mkdir()
-                directory.chmod(mode)
-                if owner:
-                    os.chown(directory, owner.uid, owner.gid)
+        """Create a directory and its missing parents; ``mode`` and ``owner`` are set on the last one, if made here."""
+        if path.is_dir():
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            path.mkdir()
+            path.chmod(mode)
+            if owner:
+                os.chown(path, owner.uid, owner.gid)
 
     def remove_tree(self, path: Path) -> None:
         """Remove a directory tree, if it is there. It is renamed first: half a tree never bears its name."""
@@ -266,6 +257,19 @@ class Machine:
                 yield None
                 return
             yield file
+
+
+def login_environment(identity: Identity | None) -> dict[str, str]:
+    """The variables a login would set for a user; for the agent's own when None."""
+    if identity:
+        user, home = identity.user, identity.home
+    else:
+        try:
+            entry = pwd.getpwuid(os.geteuid())
+            user, home = entry.pw_name, entry.pw_dir
+        except KeyError:
+            user, home = str(os.geteuid()), "/"
+    return {"HOME": home, "USER": user, "LOGNAME": user, "SHELL": "/bin/sh"}
 
 
 def writable_by_others(path: Path) -> str | None:

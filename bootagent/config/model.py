@@ -62,7 +62,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class App:
-    """One app of the role. ``only`` narrows its services by name; None means all."""
+    """One app of the role.
+
+    ``unnamed`` stands for any service of a release that is not among ``services``; its name is "*", in its log too.
+    ``only`` narrows the services by name; None means all.
+    """
 
     name: str
     deploy_to: str
@@ -76,6 +80,7 @@ class App:
     prepare_within: float
     release_services: str
     services: tuple[Service, ...]
+    unnamed: Service
     only: tuple[str, ...] | None
     limits: Limits
 

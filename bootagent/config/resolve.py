@@ -114,6 +114,7 @@ def _app(name: str, table: Table, wanted: list[str] | None) -> App:
         prepare_within=seconds(hooks["within"]),
         release_services=table["release_services"],
         services=tuple(_service(name, key, service, user, group) for key, service in table["services"].items()),
+        unnamed=_service(name, "*", schema.complete({}, schema.root()["$defs"]["service"]), user, group),
         only=_narrowed(name, wanted),
         limits=Limits(
             unpacked=size(limits["unpacked"]),
@@ -129,12 +130,6 @@ def _narrowed(app: str, wanted: list[str] | None) -> tuple[str, ...] | None:
         return None
     pairs = [item.rpartition(".") for item in wanted]
     return tuple(service for owner, _, service in pairs if owner in ("", app))
-
-
-def unnamed_service(app: App, name: str) -> Service:
-    """The service ``name`` of a release of ``app`` that the configuration says nothing about."""
-    table = schema.complete({}, schema.root()["$defs"]["service"])
-    return _service(app.name, name, table, app.user, app.group)
 
 
 def _service(app: str, name: str, table: Table, user: str, group: str | None) -> Service:

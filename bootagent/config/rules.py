@@ -37,7 +37,9 @@ def _check_role(role: Table, apps: Table) -> Iterator[Found]:
             yield ("apps", f"[{index}]"), f"{app!r} is named twice"
     for index, service in enumerate(role.get("services", [])):
         app, dot, _ = service.partition(".")
-        if dot and app not in chosen:
+        if not dot and len(chosen) > 1:
+            yield ("services", f"[{index}]"), f"{service!r} of which app? Write APP.{service}: the role has several"
+        elif dot and app not in chosen:
             yield ("services", f"[{index}]"), f"{app!r} is no app of this role{suggestion(app, chosen)}"
 
 

@@ -1,0 +1,375 @@
+"""The story: read, resolve, plan, carry out, record. Boot, reconfigure, rollback and recovery are all this one path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+from bootagent import __version__, plan, release, runit, servicedir, sources, state
+from bootagent.config import document, resolve
+from bootagent.config.document import Document
+from bootagent.config.model import App, Config
+from bootagent.errors import (
+    EXIT_DEGRADED,
+    EXIT_DONE,
+    EXIT_FAILED,
+    BootagentError,
+    ConfigError,
+    StepError,
+    UsageError,
+)
+from bootagent.instance import Instance, Overrides, Tags, read
+from bootagent.journal import Hearer, Journal, boot_id, timestamp, uptime
+from bootagent.lock import held
+from bootagent.machine import Machine, Note
+from bootagent.plan import PHASES, Known, Lane, Moment, Phase, Plan
+from bootagent.state import LastRun, Pending, ReleaseRecord, State
+from bootagent.steps.base import Step
+
+OUTCOMES = {EXIT_DONE: "done", EXIT_DEGRADED: "degraded", EXIT_FAILED: "failed"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What somebody asked for. ``config`` is the main file; ``rollback_to`` a release, or "" for the previous one."""
+
+    command: str
+    config: Path
+    tags: Tags = field(default_factory=dict)
+    lock_wait: float = 0.0
+    retry: bool = False
+    rollback_to: str | None = None
+    app: str | None = None
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How one lane ended, as an exit code and a sentence; ``tail`` is what the failed program last said."""
+
+    exit_code: int
+    sentence: str
+    tail: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended. ``problems`` are the sentences of whatever went wrong before any lane began."""
+
+    exit_code: int
+    endings: Mapping[str, Ending]
+    problems: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
+def run(request: Request, machine: Machine, hearer: Hearer) -> Outcome:
+    """Do what is asked, under the lock, and record it. Raises LockedError; every other failure is in the outcome."""
+    with held(machine, request.command, request.lock_wait):
+        journal = Journal(machine, hearer)
+        machine = _telling(machine, journal)
+        started = timestamp()
+        journal.record(
+            "run-begin", command=request.command, version=__version__, boot_id=boot_id(), uptime=round(uptime(), 2)
+        )
+        work = _Run(request, machine, journal)
+        outcome = replace(work.outcome(), seconds=round(journal.elapsed(), 3))
+        work.remember(_last_run(request, journal, started, outcome, work))
+        journal.record("run-end", exit_code=outcome.exit_code, outcome=OUTCOMES.get(outcome.exit_code, "refused"))
+        journal.close()
+        return outcome
+
+
+def load_document(request: Request, machine: Machine) -> Document:
+    """Read and check the configuration. Raises ConfigError."""
+    files = document.config_files(request.config)
+    return resolve.validate(document.load(files))
+
+
+def read_instance(request: Request, found: Document) -> Instance:
+    """Read metadata and tags, waiting for those the configuration needs. Raises MetadataError, AwsError."""
+    return read(
+        Overrides(arguments=request.tags, defaults=resolve.default_tags(found)),
+        lambda tags: resolve.required_tags(found, tags),
+        within=resolve.metadata_within(found),
+    )
+
+
+def look(config: Config, instance: Instance, machine: Machine, known: State) -> dict[str, Known]:
+    """What the disk, the sources and the state say of every app; sources are asked side by side."""
+
+    def one(app: App) -> Known:
+        try:
+            revision: sources.Revision | BootagentError = sources.resolve(app.source, instance.region)
+        except BootagentError as error:
+            revision = error
+        return Known(release.observe(machine, app.deploy_to), revision, known.app(app.name, app.deploy_to))
+
+    return dict(zip([app.name for app in config.apps], _side_by_side(one, config.apps), strict=True))
+
+
+def make_plan(config: Config, known: Mapping[str, Known], instance: Instance, machine: Machine, retry: bool) -> Plan:
+    """The plan for this moment."""
+    moment = Moment(datetime.now(timezone.utc), boot_id(), instance.region, retry)
+    wanted = {app.name for app in config.apps}
+    retired = [app for app in servicedir.apps_installed(machine, config.runit.definitions) if app not in wanted]
+    return plan.make(config, known, retired, moment)
+
+
+class _Run:
+    """One run. What it learns on the way is kept, so that however far it came can be recorded."""
+
+    def __init__(self, request: Request, machine: Machine, journal: Journal) -> None:
+        self._request = request
+        self._machine = machine
+        self._journal = journal
+        self._state = state.load(machine)
+        self._document: Document | None = None
+        self.config: Config | None = None
+
+    def outcome(self) -> Outcome:
+        try:
+            return self._carry_out(self._planned())
+        except ConfigError as error:
+            return Outcome(error.exit_code, {}, tuple(map(str, error.problems)))
+        except UsageError as error:
+            return Outcome(error.exit_code, {}, (str(error),))
+        except BootagentError as error:
+            return Outcome(EXIT_DEGRADED if self._something_serves() else EXIT_FAILED, {}, (str(error),))
+
+    def remember(self, last_run: LastRun) -> None:
+        self._save(replace(self._state, last_run=last_run))
+
+    # --- read and plan -----------------------------------------------------------------------------------------
+
+    def _planned(self) -> Plan:
+        journal, request = self._journal, self._request
+        with journal.span("read", "read the configuration"):
+            self._document = load_document(request, self._machine)
+        with journal.span("read", "read instance metadata and tags"):
+            instance = read_instance(request, self._document)
+        self._state = self._state.on_instance(instance.instance_id)
+        self.config = resolve.resolve(self._document, instance.coordinates(), instance.tags)
+        if request.rollback_to is not None:
+            return self._rollback_plan(self.config, request.rollback_to)
+        with journal.span("read", "ask the sources what is new"):
+            known = look(self.config, instance, self._machine, self._state)
+        made = make_plan(self.config, known, instance, self._machine, request.retry)
+        for lane in made.lanes:
+            about = {"intent": lane.intent, "release": lane.release, "revision": lane.label, "reason": lane.reason}
+            journal.record("lane", app=lane.app, **about)
+        return made
+
+    def _rollback_plan(self, config: Config, wanted: str) -> Plan:
+        app = _chosen(config, self._request.app)
+        layout = release.observe(self._machine, app.deploy_to)
+        known = self._state.app(app.name, app.deploy_to)
+        target = wanted or plan.previous(layout, known)
+        if target is None:
+            raise UsageError(f"{app.name} has no earlier release to roll back to")
+        if target not in layout.releases:
+            raise UsageError(f"{app.name} has no release {target!r}; it has {', '.join(layout.releases) or 'none'}")
+        if known.is_bad(target):
+            raise UsageError(f"release {target} of {app.name} is bad: {known.releases[target].reason}")
+        lane = plan.put_back(config, app, known, target, left=None, by="bootagent", reason="somebody asked")
+        return Plan((replace(lane, fallback=layout.current if layout.current != target else None),))
+
+    def _something_serves(self) -> bool:
+        """Whether every app known from before has its current release and its services up."""
+        if not self._state.apps or self._document is None:
+            return False
+        definitions = self._document.tables["runit"]["definitions"]
+        for name, app in self._state.apps.items():
+            if release.observe(self._machine, app.deploy_to).current is None:
+                return False
+            for service in servicedir.installed(self._machine, definitions, name):
+                found = runit.status(self._machine.real(definitions) / service / "service")
+                if found is None or found.state != "run":
+                    return False
+        return True
+
+    # --- carry out ---------------------------------------------------------------------------------------------
+
+    def _carry_out(self, made: Plan) -> Outcome:
+        endings: dict[str, Ending] = {}
+        going = [lane for lane in made.lanes if lane.intent != "nothing"]
+        for lane in made.lanes:
+            if lane.intent == "nothing":
+                endings[lane.app] = Ending(EXIT_FAILED, f"nothing to run: {lane.reason}")
+        for phase in PHASES:
+            self._before(phase, going)
+            failures = _side_by_side(lambda lane, phase=phase: self._run_steps(lane, phase), going)  # type: ignore[misc]
+            failed = [(lane, error) for lane, error in zip(going, failures, strict=True) if error]
+            for lane, error in failed:
+                endings[lane.app] = self._fall_back(lane, phase, error)
+            going = [lane for lane in going if lane.app not in endings]
+        for lane in going:
+            endings[lane.app] = self._succeeded(lane)
+        return Outcome(
+            max((ending.exit_code for ending in endings.values()), key=_severity, default=EXIT_DONE), endings
+        )
+
+    def _run_steps(self, lane: Lane, phase: Phase) -> BootagentError | None:
+        for step in lane.steps.get(phase, ()):
+            try:
+                self._run_step(step, phase, lane.app)
+            except BootagentError as error:
+                return error
+        return None
+
+    def _run_step(self, step: Step, phase: Phase, app: str) -> None:
+        """Satisfied: skip. Else journal, apply, look again."""
+        try:
+            if step.is_satisfied(self._machine):
+                self._journal.record("satisfied", phase=phase, step=str(step), app=app)
+                return
+            with self._journal.span(phase, str(step), app):
+                step.apply(self._machine)
+                if not step.is_satisfied(self._machine):
+                    raise BootagentError("it was done, and yet it is not so")
+        except BootagentError as error:
+            raise StepError(str(step), error) from error
+        except OSError as error:  # a full disk, a directory gone: the machine's fault, and told like one
+            raise StepError(str(step), BootagentError(str(error))) from error
+
+    # --- what the state learns ---------------------------------------------------------------------------------
+
+    def _before(self, phase: Phase, lanes: Sequence[Lane]) -> None:
+        """Write down what a run killed in this phase must find."""
+        found = self._state
+        for lane in lanes:
+            if lane.intent != "deploy" or not (lane.release and lane.revision and lane.label):
+                continue
+            app = self._app(lane)
+            known = found.app(lane.app, app.deploy_to)
+            staged = phase != "stage" or (known.pending is not None and known.pending.staged)
+            pending = Pending(lane.release, lane.revision, lane.label, boot_id(), staged)
+            known = replace(known, pending=pending)
+            if phase != "serve":
+                record = ReleaseRecord("staged", lane.revision, lane.label, timestamp())
+            else:
+                record = ReleaseRecord("active", lane.revision, lane.label, timestamp())
+            found = found.with_app(lane.app, known.with_release(lane.release, record))
+        if found != self._state:
+            self._save(found)
+
+    def _succeeded(self, lane: Lane) -> Ending:
+        if lane.intent == "retire":
+            return Ending(EXIT_DONE, "its services are removed; the role does not run it")
+        app = self._app(lane)
+        known = self._state.app(lane.app, app.deploy_to)
+        if lane.intent == "deploy" and lane.release and lane.revision and lane.label:
+            record = ReleaseRecord("good", lane.revision, lane.label, timestamp())
+            known = replace(known, revision=lane.revision, pending=None).with_release(lane.release, record)
+        elif lane.intent == "rollback" or not lane.degraded:
+            known = replace(known, pending=None)
+        self._save(self._state.with_app(lane.app, self._without_pruned(known, app)))
+        code = EXIT_DEGRADED if lane.degraded else EXIT_DONE
+        return Ending(code, f"{_said(lane)}; {lane.reason}")
+
+    def _fall_back(self, lane: Lane, phase: Phase, error: BootagentError) -> Ending:
+        """A lane failed: mark its release, and go back to (or stay on) the one that worked."""
+        tail = _tail(error)
+        if lane.intent == "retire":
+            return Ending(EXIT_FAILED, str(error), tail)
+        app = self._app(lane)
+        known = self._state.app(lane.app, app.deploy_to)
+        if lane.intent == "deploy" and lane.release and lane.revision and lane.label and phase != "stage":
+            record = ReleaseRecord("bad", lane.revision, lane.label, timestamp(), reason=str(error))
+            known = replace(known, revision=lane.revision, pending=None).with_release(lane.release, record)
+            self._save(self._state.with_app(lane.app, known))
+        fallback = lane.fallback or (lane.release if lane.intent in ("keep", "hotfix") and phase == "stage" else None)
+        if fallback is None or self.config is None:
+            return Ending(EXIT_FAILED, str(error), tail)
+        back = plan.put_back(
+            self.config,
+            app,
+            known,
+            fallback,
+            left=lane.release if phase != "stage" and lane.intent == "deploy" else None,
+            by="bootagent",
+            reason="the activation failed",
+        )
+        for later in PHASES:
+            if again := self._run_steps(back, later):
+                return Ending(EXIT_FAILED, f"{error}; and release {fallback} could not be put back: {again}", tail)
+        kept = "still serves" if phase == "stage" else "was put back and serves"
+        return Ending(EXIT_DEGRADED, f"{error}; release {fallback} {kept}", tail)
+
+    def _without_pruned(self, known: state.AppState, app: App) -> state.AppState:
+        """Forget good and staged releases that are gone; that a revision was bad is remembered."""
+        present = release.observe(self._machine, app.deploy_to).releases
+        kept = {
+            name: record
+            for name, record in known.releases.items()
+            if name in present or (record.state == "bad" and record.revision == known.revision)
+        }
+        return replace(known, releases=kept)
+
+    def _app(self, lane: Lane) -> App:
+        assert self.config is not None  # lanes are made from it
+        return next(app for app in self.config.apps if app.name == lane.app)
+
+    def _save(self, found: State) -> None:
+        self._state = found
+        state.save(self._machine, found)
+
+
+def _telling(machine: Machine, journal: Journal) -> Machine:
+    """The same machine, whose notes go to the journal too."""
+    listener = machine.tell
+
+    def tell(event: object) -> None:
+        if isinstance(event, Note):
+            journal.record("note", step=event.label, **event.details)
+        listener(event)  # type: ignore[arg-type]
+
+    return Machine(machine.root, tell)
+
+
+def _side_by_side(work: Callable, items: Sequence) -> list:  # type: ignore[type-arg]
+    """``map`` with a thread for each item; one item needs none."""
+    if len(items) < 2:
+        return [work(item) for item in items]
+    with ThreadPoolExecutor(len(items)) as pool:
+        return list(pool.map(work, items))
+
+
+def _severity(code: int) -> int:
+    return (EXIT_DONE, EXIT_DEGRADED, EXIT_FAILED).index(code)
+
+
+def _said(lane: Lane) -> str:
+    verb = {"deploy": "now runs", "rollback": "is back on"}.get(lane.intent, "stays on")
+    return f"{verb} release {lane.release}" + (f" ({lane.label})" if lane.label else "")
+
+
+def _tail(error: BootagentError) -> str:
+    cause = error.cause if isinstance(error, StepError) else error
+    return str(getattr(cause, "tail", ""))
+
+
+def _chosen(config: Config, name: str | None) -> App:
+    names = [app.name for app in config.apps]
+    if name is None and len(names) != 1:
+        raise UsageError(f"which app? Name one with --app: {', '.join(names)}")
+    if name is not None and name not in names:
+        raise UsageError(f"{name!r} is no app of role {config.role}; it has {', '.join(names)}")
+    return config.apps[names.index(name or names[0])]
+
+
+def _last_run(request: Request, journal: Journal, started: str, outcome: Outcome, work: _Run) -> LastRun:
+    sentences = [*outcome.problems, *(e.sentence for e in outcome.endings.values() if e.exit_code != EXIT_DONE)]
+    return LastRun(
+        run=journal.run,
+        command=request.command,
+        started=started,
+        finished=timestamp(),
+        exit_code=outcome.exit_code,
+        outcome=OUTCOMES.get(outcome.exit_code, "refused"),
+        error="; ".join(sentences) or None,
+        role=work.config.role if work.config else None,
+        environment=work.config.environment if work.config else None,
+        apps={name: ending.sentence for name, ending in outcome.endings.items()},
+    )

@@ -1,0 +1,174 @@
+"""File operations below a directory that a less trusted user may write.
+
+A release belongs to the app's user, who could swap a directory for a symbolic link while root works in it. So every
+component is opened with O_NOFOLLOW relative to the one before (openat(2)), and no path is walked twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from bootagent.errors import BootagentError
+from bootagent.machine import Identity
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+MAX_FILE_BYTES = 4 * 1024 * 1024
+MAX_LINE_BYTES = 4096
+
+
+@contextlib.contextmanager
+def directory(root: Path, relative: str = ".", *, create: bool = False, owner: Identity | None = None) -> Iterator[int]:
+    """Open the directory ``relative`` below ``root``; yields its descriptor.
+
+    With ``create``, missing components are made and given to ``owner``.
+    Raises FileNotFoundError, and BootagentError when a component is a link or no directory.
+    """
+    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for part in PurePosixPath(relative).parts:
+            if create:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(part, 0o755, dir_fd=descriptor)
+                    if owner:
+                        os.chown(part, owner.uid, owner.gid, dir_fd=descriptor, follow_symlinks=False)
+            try:
+                deeper = os.open(part, _DIRECTORY, dir_fd=descriptor)
+            except NotADirectoryError:  # what O_NOFOLLOW with O_DIRECTORY says of a link, too: open(2)
+                raise BootagentError(f"{root / relative}: {part!r} is a link or no directory") from None
+            os.close(descriptor)
+            descriptor = deeper
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def read(root: Path, relative: str) -> tuple[bytes, int]:
+    """Content and mode of a regular file. Raises FileNotFoundError, and BootagentError when it is anything else."""
+    path = PurePosixPath(relative)
+    with directory(root, str(path.parent)) as parent:
+        try:
+            # O_NONBLOCK: a FIFO put in its place must not hold us up.
+            descriptor = os.open(path.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise BootagentError(f"{root / relative} cannot be read: {error.strerror}") from None
+    with os.fdopen(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise BootagentError(f"{root / relative} is no regular file")
+        if found.st_size > MAX_FILE_BYTES:
+            raise BootagentError(f"{root / relative} is larger than {MAX_FILE_BYTES} bytes")
+        return file.read(MAX_FILE_BYTES), stat.S_IMODE(found.st_mode)
+
+
+def read_link(root: Path, relative: str) -> str | None:
+    """Where the symbolic link points; None when there is none."""
+    path = PurePosixPath(relative)
+    try:
+        with directory(root, str(path.parent)) as parent:
+            return os.readlink(path.name, dir_fd=parent)
+    except (OSError, BootagentError):
+        return None
+
+
+def write(root: Path, relative: str, content: bytes, *, mode: int, owner: Identity | None) -> None:
+    """Replace a file as a whole and durably, making its directories."""
+    path = PurePosixPath(relative)
+    fresh = f".{path.name}.new"
+    with directory(root, str(path.parent), create=True, owner=owner) as parent:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(fresh, dir_fd=parent)
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=parent)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            os.fchmod(descriptor, mode)
+            if owner:
+                os.fchown(descriptor, owner.uid, owner.gid)
+            file.flush()
+            os.fsync(descriptor)
+        os.rename(fresh, path.name, src_dir_fd=parent, dst_dir_fd=parent)
+        os.fsync(parent)
+
+
+def append_line(root: Path, name: str, line: str, *, owner: Identity | None) -> None:
+    """Add a line to a log in ``root``, unless it is the last one already."""
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with directory(root) as parent:
+        try:
+            descriptor = os.open(name, flags, 0o644, dir_fd=parent)
+        except OSError as error:
+            raise BootagentError(f"{root / name} cannot be written: {error.strerror}") from None
+    with os.fdopen(descriptor, "r+b", buffering=0) as file:
+        size = os.fstat(descriptor).st_size
+        file.seek(max(0, size - MAX_LINE_BYTES))
+        if file.read(MAX_LINE_BYTES).splitlines()[-1:] != [line.encode()]:
+            file.write(line.encode() + b"\n")
+        if owner and size == 0:
+            os.fchown(descriptor, owner.uid, owner.gid)
+        os.fsync(descriptor)
+
+
+def link(root: Path, relative: str, target: str, *, owner: Identity | None) -> None:
+    """Point a symbolic link at ``target``, removing whatever a release holds in its place, as Capistrano does.
+
+    Missing directories on the way are made and given to ``owner``.
+    """
+    path = PurePosixPath(relative)
+    with directory(root, str(path.parent), create=True, owner=owner) as parent:
+        try:
+            found = os.lstat(path.name, dir_fd=parent)
+        except FileNotFoundError:
+            pass
+        else:
+            if stat.S_ISDIR(found.st_mode):
+                _remove_tree_at(path.name, parent)
+            else:
+                os.unlink(path.name, dir_fd=parent)
+        os.symlink(target, path.name, dir_fd=parent)
+
+
+def files(root: Path, relative: str) -> Iterator[tuple[str, os.stat_result]]:
+    """Every entry that is no directory below ``root/relative``: its path below it, and its lstat(2)."""
+    with directory(root, relative) as top:
+        yield from _walk(top, "")
+
+
+def subdirectories(root: Path, relative: str) -> list[str]:
+    """The names of the directories in ``root/relative``, sorted; empty when it is absent."""
+    try:
+        with directory(root, relative) as parent:
+            return sorted(entry.name for entry in os.scandir(parent) if entry.is_dir(follow_symlinks=False))
+    except FileNotFoundError:
+        return []
+
+
+def _walk(parent: int, prefix: str) -> Iterator[tuple[str, os.stat_result]]:
+    for name in sorted(os.listdir(parent)):
+        found = os.lstat(name, dir_fd=parent)
+        if stat.S_ISDIR(found.st_mode):
+            deeper = os.open(name, _DIRECTORY, dir_fd=parent)
+            try:
+                yield from _walk(deeper, f"{prefix}{name}/")
+            finally:
+                os.close(deeper)
+        else:
+            yield prefix + name, found
+
+
+def _remove_tree_at(name: str, parent: int) -> None:
+    """shutil.rmtree with a directory descriptor, which CPython 3.10 does not offer."""
+    descriptor = os.open(name, _DIRECTORY, dir_fd=parent)
+    try:
+        for entry in [found.name for found in os.scandir(descriptor)]:
+            if stat.S_ISDIR(os.lstat(entry, dir_fd=descriptor).st_mode):
+                _remove_tree_at(entry, descriptor)
+            else:
+                os.unlink(entry, dir_fd=descriptor)
+    finally:
+        os.close(descriptor)
+    os.rmdir(name, dir_fd=parent)

@@ -1,0 +1,52 @@
+"""Whether a service works, seen from outside: HTTP, TCP, or a program's exit code."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from bootagent.errors import CommandError
+from bootagent.machine import Identity, Machine
+
+TRY_SECONDS = 5.0
+
+
+def http_problem(url: str) -> str | None:
+    """None when a GET answers below 400 without following redirects, else why not, as a clause."""
+    parts = urlsplit(url)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(parts.hostname or "", parts.port, timeout=TRY_SECONDS)
+    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    try:
+        connection.request("GET", path, headers={"User-Agent": "bootagent"})
+        status = connection.getresponse().status
+    except (OSError, http.client.HTTPException) as error:
+        return f"{url}: {error or type(error).__name__}"
+    finally:
+        connection.close()
+    return None if status < 400 else f"{url} answered {status}"
+
+
+def tcp_problem(address: str) -> str | None:
+    """None when HOST:PORT accepts a connection, else why not, as a clause."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=TRY_SECONDS):
+            return None
+    except OSError as error:
+        return f"{address}: {error}"
+
+
+def command_problem(
+    machine: Machine, command: tuple[str, ...], *, identity: Identity | None, cwd: Path, env: Mapping[str, str]
+) -> str | None:
+    """None when a program exits 0, else why not, as a clause."""
+    try:
+        machine.run(command, timeout=TRY_SECONDS, identity=identity, cwd=cwd, env=env)
+    except CommandError as error:
+        last = error.tail.strip().splitlines()[-1:]
+        return ": ".join([error.sentence, *last])
+    return None

@@ -1,0 +1,254 @@
+"""A runit service directory that runs an app's scripts as the app's user.
+
+    /etc/sv/APP.NAME/            root's: nobody else may say what root runs
+        run                      drops to the user, then starts a runsv of his on the directory below
+        env/                     the whole environment, for chpst -e; only root can read it
+        service/                 run, finish, check, log/run, control/ … as the release has them, given to the user
+        bootagent.json           the marker: which release and definition was last seen to work
+    /etc/service/APP.NAME        a link to it
+
+The user's own runsv makes the scripts safe to hand over, and lets the user ``sv`` the inner directory without root.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import pwd
+import shlex
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from bootagent import beneath, runit
+from bootagent.errors import BootagentError
+from bootagent.machine import MINIMAL_ENVIRONMENT, Identity, Machine, login_environment
+
+MARKER = "bootagent.json"
+_SCRIPTS = ("run", "finish", "check", "log/run", "log/finish", "log/check")
+_TAIL_LINES = 5
+_TAIL_BYTES = 8192
+
+Files = tuple[tuple[str, bytes, int], ...]
+
+
+def from_command(current: Path, command: tuple[str, ...]) -> Files:
+    """The files of a service that runs ``command`` in ``current``."""
+    script = f"#!/bin/sh\nexec 2>&1\ncd {shlex.quote(str(current))} || exit 111\nexec {shlex.join(command)}\n"
+    return (("run", script.encode(), 0o755),)
+
+
+def from_release(release: Path, relative: str) -> Files:
+    """The files of a service directory in a release, unchanged; what runsv makes itself is left out.
+
+    Raises BootagentError when there is no ``run``, or something that is no regular file.
+    """
+    found: list[tuple[str, bytes, int]] = []
+    for path, entry in beneath.files(release, relative):
+        if "supervise" in PurePosixPath(path).parts:
+            continue
+        if not stat.S_ISREG(entry.st_mode):
+            raise BootagentError(f"{relative}/{path} of the release is no regular file")
+        content, mode = beneath.read(release, f"{relative}/{path}")
+        executable = mode & 0o100 or path in _SCRIPTS or path.startswith("control/")
+        found.append((path, content, 0o755 if executable else 0o644))
+    if "run" not in [path for path, _, _ in found]:
+        raise BootagentError(f"{relative} of the release has no run script")
+    return tuple(found)
+
+
+def installed(machine: Machine, definitions: str, app: str) -> list[str]:
+    """The service directories this agent made for ``app``, even half-way."""
+    root = machine.real(definitions)
+    if not root.is_dir():
+        return []
+    return sorted(entry.name for entry in root.iterdir() if entry.name.startswith(f"{app}.") and _is_ours(entry))
+
+
+def apps_installed(machine: Machine, definitions: str) -> list[str]:
+    """The apps that have service directories of this agent."""
+    root = machine.real(definitions)
+    if not root.is_dir():
+        return []
+    return sorted({entry.name.partition(".")[0] for entry in root.iterdir() if "." in entry.name and _is_ours(entry)})
+
+
+def _is_ours(entry: Path) -> bool:
+    return (entry / MARKER).exists()
+
+
+def remove(machine: Machine, definitions: str, service_dir: str, name: str, *, within: float = 10) -> None:
+    """Stop a service for good: the process, both runsvs, the link and the directory."""
+    outer = machine.real(definitions) / name
+    link = machine.real(service_dir) / name
+    if runit.is_supervised(outer / "service"):
+        owner = (outer / "service" / "supervise").stat()
+        runit.stop(machine, outer / "service", within=within, identity=_identity_of(machine, owner.st_uid))
+    link.unlink(missing_ok=True)
+    if runit.is_supervised(outer):
+        runit.leave(machine, outer, within=within)
+    machine.remove_tree(outer)
+
+
+def _identity_of(machine: Machine, uid: int) -> Identity | None:
+    with contextlib.suppress(KeyError):
+        return machine.identity(pwd.getpwuid(uid).pw_name)
+    return None
+
+
+def log_tail(machine: Machine, log: str) -> str:
+    """The last lines of a service's log; empty when there is none."""
+    with contextlib.suppress(OSError, BootagentError):
+        root = machine.real(log)
+        with beneath.directory(root) as parent:
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            descriptor = os.open("current", flags, dir_fd=parent)
+        with os.fdopen(descriptor, "rb") as file:
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                file.seek(max(0, os.fstat(descriptor).st_size - _TAIL_BYTES))
+                return "\n".join(file.read(_TAIL_BYTES).decode(errors="replace").splitlines()[-_TAIL_LINES:])
+    return ""
+
+
+@dataclass(frozen=True)
+class ServiceDirectory:
+    """One service directory as it should be. ``identity`` None: as the agent itself."""
+
+    name: str
+    files: Files
+    env: tuple[tuple[str, str], ...]
+    log: str
+    identity: Identity | None
+    definitions: str
+    service_dir: str
+
+    def outer(self, machine: Machine) -> Path:
+        """Root's directory."""
+        return machine.real(self.definitions) / self.name
+
+    def inner(self, machine: Machine) -> Path:
+        """The user's directory."""
+        return self.outer(machine) / "service"
+
+    def fingerprint(self) -> str:
+        """Equal exactly when the definition is."""
+        facts = [self.name, [(p, hashlib.sha256(c).hexdigest(), m) for p, c, m in self.files], self.env, self.log]
+        return hashlib.sha256(json.dumps([facts, vars(self.identity or self), 1], default=str).encode()).hexdigest()
+
+    def is_installed(self, machine: Machine) -> bool:
+        """Whether every file and the link are as they should be, and no other is there."""
+        outer, link = self.outer(machine), machine.real(self.service_dir) / self.name
+        if not link.is_symlink() or link.readlink() != outer:
+            return False
+        return _present(outer) == {path: (content, mode) for path, content, mode in self._outer_files(machine)}
+
+    def install(self, machine: Machine, *, stop_within: float) -> None:
+        """Write the files, stop what ran from the old ones, and hand the service to runsvdir."""
+        outer, inner = self.outer(machine), self.inner(machine)
+        machine.make_directory(machine.real(self.log), mode=0o750, owner=self.identity)
+        for directory in (outer, inner):
+            machine.make_directory(directory)
+        if not (outer / MARKER).exists():
+            self.unmark(machine)  # ours from the first file on, so that a killed run's leavings are found
+        wanted = {path: (content, mode) for path, content, mode in self._outer_files(machine)}
+        before = _present(outer)
+        if runit.is_supervised(inner):
+            runit.stop(machine, inner, within=stop_within, identity=self.identity)
+        for path in before.keys() - wanted.keys():
+            (outer / path).unlink()
+        for path, (content, mode) in wanted.items():
+            if before.get(path) != (content, mode):
+                self._write(machine, path, content, mode)
+        for directory in (inner, inner / "log"):
+            supervise = directory / "supervise"
+            if not supervise.exists():
+                machine.make_directory(supervise, mode=0o700, owner=self.identity)
+        if runit.is_supervised(outer) and _reaches_runsv(before, wanted):
+            runit.restart(machine, outer, within=stop_within)
+        machine.make_directory(machine.real(self.service_dir))
+        machine.link(machine.real(self.service_dir) / self.name, outer)
+
+    def start(self, machine: Machine) -> None:
+        """Ask for it to be up, if runit has it and it is not."""
+        outer, inner = self.outer(machine), self.inner(machine)
+        for directory, identity in ((outer, None), (inner, self.identity)):
+            found = runit.status(directory)
+            if found and not found.wants_up:
+                runit.start(machine, directory, identity=identity)
+
+    def _write(self, machine: Machine, path: str, content: bytes, mode: int) -> None:
+        target = self.outer(machine) / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # The user gets the files; the directories stay root's, so that no link can be slipped under root's writes.
+        machine.write(target, content, mode=mode, owner=self.identity if path.startswith("service/") else None)
+
+    def _outer_files(self, machine: Machine) -> list[tuple[str, bytes, int]]:
+        files = [("run", self._run_script(machine), 0o755)]
+        variables = {
+            **MINIMAL_ENVIRONMENT,
+            **login_environment(self.identity),
+            **dict(self.env),
+        }
+        files += [(f"env/{name}", value, 0o600) for name, value in runit.environment_directory(variables).items()]
+        files += [(f"service/{path}", content, mode) for path, content, mode in self.files]
+        if "log/run" not in [path for path, _, _ in self.files]:
+            log = f"#!/bin/sh\nexec svlogd -tt {shlex.quote(str(machine.real(self.log)))}\n"
+            files.append(("service/log/run", log.encode(), 0o755))
+        return files
+
+    def _run_script(self, machine: Machine) -> bytes:
+        outer = self.outer(machine)
+        words = ["env", "-i", f"PATH={MINIMAL_ENVIRONMENT['PATH']}", "chpst", "-e", str(outer / "env")]
+        if self.identity:
+            ids = (self.identity.uid, self.identity.gid, *self.identity.groups)
+            words += ["-u", ":" + ":".join(map(str, ids))]
+        words += ["runsv", str(self.inner(machine))]
+        said = f"# Made by bootagent for {self.name}; changes are overwritten."
+        return f"#!/bin/sh\n{said}\nexec {shlex.join(words)}\n".encode()
+
+    # --- the marker --------------------------------------------------------------------------------------------
+
+    def read_marker(self, machine: Machine, *, keep_release: bool) -> dict[str, str | None] | None:
+        """What the marker says; without its release when that does not matter. None when there is none."""
+        try:
+            found: dict[str, str | None] = json.loads((self.outer(machine) / MARKER).read_bytes())
+        except (FileNotFoundError, ValueError):
+            return None
+        return {**found, "release": None} if keep_release and found else found
+
+    def write_marker(self, machine: Machine, marker: Mapping[str, str | None]) -> None:
+        """Say that this release and definition works."""
+        content = json.dumps(marker).encode() + b"\n"
+        path = self.outer(machine) / MARKER
+        if path.read_bytes() != content:
+            machine.write(path, content)
+
+    def unmark(self, machine: Machine) -> None:
+        """Say that the directory is ours and nothing is known to work."""
+        outer = self.outer(machine)
+        machine.make_directory(outer)
+        machine.write(outer / MARKER, b"{}\n")
+
+
+def _present(outer: Path) -> dict[str, tuple[bytes, int]]:
+    """The files of a service directory but for the marker and what runsv keeps."""
+    if not outer.is_dir():
+        return {}
+    return {
+        path: (content, stat.S_IMODE(entry.st_mode))
+        for path, entry in beneath.files(outer, ".")
+        if "supervise" not in PurePosixPath(path).parts and path != MARKER and stat.S_ISREG(entry.st_mode)
+        for content in [(outer / path).read_bytes()]
+    }
+
+
+def _reaches_runsv(before: Mapping[str, object], wanted: Mapping[str, object]) -> bool:
+    """Whether a change concerns what the inner runsv was started with, not only what it runs."""
+
+    def started_with(files: Mapping[str, object]) -> dict[str, object]:
+        return {path: item for path, item in files.items() if not path.startswith("service/") or "/log/" in path}
+
+    return started_with(before) != started_with(wanted)

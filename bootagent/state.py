@@ -1,0 +1,147 @@
+"""What the agent remembers between runs, as frozen values and as one JSON file written atomically.
+
+The disk is the truth about what is there; the state says what it means: which revision was last dealt with, which
+releases proved good or bad, and what a killed run was in the middle of.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from bootagent.machine import Machine
+
+PATH = "/var/lib/bootagent/state.json"
+VERSION = 1
+
+ReleaseState = Literal["staged", "active", "good", "bad"]
+
+
+@dataclass(frozen=True)
+class ReleaseRecord:
+    """What is known of one release. ``at`` is RFC 3339 UTC; ``reason`` says why it is bad."""
+
+    state: ReleaseState
+    revision: str
+    label: str
+    at: str
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A release being made. ``boot_id`` tells a killed run, whose writes are there, from a power cut."""
+
+    release: str
+    revision: str
+    label: str
+    boot_id: str
+    staged: bool = False
+
+
+@dataclass(frozen=True)
+class AppState:
+    """``revision`` is the identity last dealt with, well or badly: only another one makes a new release."""
+
+    deploy_to: str
+    revision: str | None = None
+    pending: Pending | None = None
+    releases: Mapping[str, ReleaseRecord] = field(default_factory=dict)
+
+    def with_release(self, name: str, record: ReleaseRecord) -> AppState:
+        """The same with one record added or replaced."""
+        return replace(self, releases={**self.releases, name: record})
+
+    def revision_of(self, name: str) -> str | None:
+        """What a release is made of; None when it is not ours."""
+        return self.releases[name].revision if name in self.releases else None
+
+    def is_bad(self, name: str) -> bool:
+        """Whether a release failed its activation."""
+        return name in self.releases and self.releases[name].state == "bad"
+
+    def last_good(self, present: tuple[str, ...]) -> str | None:
+        """The newest good release among those present."""
+        good = [name for name, record in self.releases.items() if record.state == "good" and name in present]
+        return max(good, default=None)
+
+
+@dataclass(frozen=True)
+class LastRun:
+    """How the last finished run ended; ``apps`` maps each to its sentence. Times are RFC 3339 UTC."""
+
+    run: str
+    command: str
+    started: str
+    finished: str
+    exit_code: int
+    outcome: str
+    error: str | None = None
+    role: str | None = None
+    environment: str | None = None
+    apps: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything remembered. ``instance_id`` is the machine it was learned on."""
+
+    instance_id: str | None = None
+    apps: Mapping[str, AppState] = field(default_factory=dict)
+    last_run: LastRun | None = None
+
+    def app(self, name: str, deploy_to: str) -> AppState:
+        """An app's state; a fresh one when none is known, or when it lived in another directory."""
+        known = self.apps.get(name)
+        return known if known and known.deploy_to == deploy_to else AppState(deploy_to)
+
+    def with_app(self, name: str, app: AppState | None) -> State:
+        """The same with one app's state replaced, or forgotten."""
+        others = {key: value for key, value in self.apps.items() if key != name}
+        return replace(self, apps={**others, name: app} if app else others)
+
+    def on_instance(self, instance_id: str | None) -> State:
+        """The state as it holds on this instance: what an image baked elsewhere was in the middle of is forgotten."""
+        if self.instance_id in (None, instance_id):
+            return replace(self, instance_id=instance_id)
+        apps = {name: replace(app, pending=None) for name, app in self.apps.items()}
+        return State(instance_id, apps, None)
+
+
+def load(machine: Machine) -> State:
+    """Read the state. A damaged file is set aside as ``state.json.damaged``: the disk tells the rest."""
+    path = machine.real(PATH)
+    try:
+        return _from_json(json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        return State()
+    except (ValueError, KeyError, TypeError, AttributeError):
+        path.replace(path.with_name(f"{path.name}.damaged"))
+        return State()
+
+
+def save(machine: Machine, state: State) -> None:
+    """Write the state atomically and durably; only root may read it."""
+    path = machine.real(PATH)
+    machine.make_directory(path.parent, mode=0o700)
+    machine.write(path, json.dumps({"version": VERSION, **asdict(state)}, indent=1).encode() + b"\n", mode=0o600)
+
+
+def _from_json(found: Any) -> State:
+    if found["version"] != VERSION:
+        raise ValueError(found["version"])
+    return State(
+        instance_id=found["instance_id"],
+        apps={
+            name: AppState(
+                deploy_to=app["deploy_to"],
+                revision=app["revision"],
+                pending=Pending(**app["pending"]) if app["pending"] else None,
+                releases={key: ReleaseRecord(**record) for key, record in app["releases"].items()},
+            )
+            for name, app in found["apps"].items()
+        },
+        last_run=LastRun(**found["last_run"]) if found["last_run"] else None,
+    )

@@ -1,0 +1,54 @@
+"""The release prepared by its one hook."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bootagent.errors import BootagentError
+from bootagent.machine import Machine, writable_by_others
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The ``prepare`` hook has succeeded in this release, once; ``marker`` holds what it printed.
+
+    It runs as the app's user, in the release, with a minimal environment plus ``env``.
+    """
+
+    release: str
+    command: tuple[str, ...]
+    within: float
+    env: tuple[tuple[str, str], ...]
+    user: str
+    group: str | None
+    marker: str
+
+    def __str__(self) -> str:
+        return f"run the prepare hook {' '.join(self.command)} in {self.release} as {self.user}"
+
+    def is_satisfied(self, machine: Machine) -> bool:
+        """Whether it has."""
+        return machine.real(self.marker).is_file()
+
+    def apply(self, machine: Machine) -> None:
+        """Run it. Raises CommandError with the end of its output; BootagentError for a hook others could change."""
+        program = self.command[0]
+        release = machine.real(self.release)
+        if program.startswith("/"):
+            # Part of the image, and trusted like the configuration; a release's own hook is trusted like its code.
+            real = machine.real(program)
+            program = str(real) if real.exists() else program
+            if why := writable_by_others(machine.real(self.command[0])) if real.exists() else None:
+                raise BootagentError(f"hook {self.command[0]} is refused: {why}", remedy="chown root, chmod go-w")
+        elif "/" in program:
+            program = str(release / program)
+        result = machine.run(
+            [program, *self.command[1:]],
+            timeout=self.within,
+            identity=machine.identity(self.user, self.group),
+            cwd=release,
+            env=dict(self.env),
+        )
+        marker = machine.real(self.marker)
+        machine.make_directory(marker.parent, mode=0o700)
+        machine.write(marker, result.stdout.encode(), mode=0o600)

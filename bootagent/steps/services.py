@@ -1,0 +1,248 @@
+"""The services of one app: exactly these, from this release, installed, started and seen to work."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+
+from bootagent import beneath, runit, servicedir
+from bootagent.errors import BootagentError, ServiceError
+from bootagent.health import command_problem, http_problem, tcp_problem
+from bootagent.machine import Machine, Note
+from bootagent.servicedir import ServiceDirectory
+
+POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class ServiceSpec:
+    """One service, in plain fields. ``command`` None: the release's own service directory. Times in seconds."""
+
+    name: str
+    command: tuple[str, ...] | None
+    user: str
+    group: str | None
+    env: tuple[tuple[str, str], ...]
+    log: str
+    stable_for: float
+    stop_within: float
+    within: float
+    http: str | None = None
+    tcp: str | None = None
+    check_command: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Services:
+    """``app`` runs exactly these services, each up, healthy, and started from release ``mark``.
+
+    ``mark`` None: whichever release ``current`` is at; somebody else put it there and restarts what it needs.
+    ``specs`` are those configured, ``unnamed`` stands for any other that the release brings in ``release_services``;
+    ``only`` narrows both by name. ``watched`` are files whose content counts: a change restarts the services.
+    """
+
+    app: str
+    current: str
+    mark: str | None
+    specs: tuple[ServiceSpec, ...]
+    unnamed: ServiceSpec | None
+    only: tuple[str, ...] | None
+    release_services: str
+    watched: tuple[str, ...]
+    service_dir: str
+    definitions: str
+
+    def __str__(self) -> str:
+        if not self.specs and self.unnamed is None:
+            return f"stop and remove the services of {self.app}"
+        named = ", ".join(spec.name for spec in self.specs if self.only is None or spec.name in self.only)
+        also = f"{self.release_services}/* of the release" if self.unnamed else ""
+        return f"run and verify the services of {self.app}: {' and '.join(filter(None, (named, also)))}"
+
+    def is_satisfied(self, machine: Machine) -> bool:
+        """Whether all of them are installed as they should be, up for long enough, and pass their check."""
+        wanted = self._wanted(machine)
+        watched = self._watched(machine)
+        if set(servicedir.installed(machine, self.definitions, self.app)) != {one.directory.name for one in wanted}:
+            return False
+        return all(
+            one.directory.is_installed(machine)
+            and one.marker(self.mark, watched) == one.directory.read_marker(machine, keep_release=self.mark is None)
+            and one.is_up(machine)
+            and one.problem(machine) is None
+            for one in wanted
+        )
+
+    def apply(self, machine: Machine) -> None:
+        """Remove what is no longer wanted; install and start what changed; wait until all work. Raises ServiceError."""
+        wanted = self._wanted(machine)
+        watched = self._watched(machine)
+        keep = {one.directory.name for one in wanted}
+        for name in servicedir.installed(machine, self.definitions, self.app):
+            if name not in keep:
+                servicedir.remove(machine, self.definitions, self.service_dir, name)
+        for one in wanted:
+            marked = one.directory.read_marker(machine, keep_release=self.mark is None)
+            if one.marker(self.mark, watched) != marked or not one.directory.is_installed(machine):
+                one.directory.unmark(machine)
+                one.directory.install(machine, stop_within=one.spec.stop_within)
+            one.directory.start(machine)
+        self._verify(machine, wanted)
+        for one in wanted:
+            one.directory.write_marker(machine, one.marker(self.mark, watched))
+
+    def _wanted(self, machine: Machine) -> list[_Wanted]:
+        current = machine.real(self.current)
+        own = beneath.subdirectories(current, self.release_services) if self.unnamed and current.is_dir() else []
+        configured = {spec.name: spec for spec in self.specs}
+        names = [*configured, *(name for name in own if name not in configured)]
+        if self.only is not None:
+            if unknown := [name for name in self.only if name not in names]:
+                raise BootagentError(
+                    f"the role asks for service {', '.join(unknown)}, and {self.app} has {', '.join(names) or 'none'}",
+                    remedy="correct services = [...] of the role",
+                )
+            names = [name for name in names if name in self.only]
+        return [self._one(machine, name, configured.get(name), name in own) for name in names]
+
+    def _one(self, machine: Machine, name: str, spec: ServiceSpec | None, in_release: bool) -> _Wanted:
+        if spec is None:
+            assert self.unnamed is not None  # names come from specs, or from the release when there is one
+            log = self.unnamed.log.replace("*", name)
+            spec = ServiceSpec(**{**vars(self.unnamed), "name": name, "log": log})
+        if spec.command is None and not in_release:
+            raise BootagentError(
+                f"service {name} of {self.app} has no command, and the release has no {self.release_services}/{name}",
+                remedy="give it a command, or add the service directory to the release",
+            )
+        current = machine.real(self.current)
+        files = (
+            servicedir.from_release(current, f"{self.release_services}/{name}")
+            if spec.command is None
+            else servicedir.from_command(current, spec.command)
+        )
+        identity = machine.identity(spec.user, spec.group)
+        directory = ServiceDirectory(
+            name=f"{self.app}.{name}",
+            files=files,
+            env=spec.env,
+            log=spec.log,
+            identity=identity,
+            definitions=self.definitions,
+            service_dir=self.service_dir,
+        )
+        return _Wanted(spec, directory, self.current)
+
+    def _watched(self, machine: Machine) -> str:
+        digest = hashlib.sha256()
+        for path in self.watched:
+            real = machine.real(path)
+            try:
+                digest.update(beneath.read(real.parent, real.name)[0])
+            except (FileNotFoundError, BootagentError):
+                digest.update(b"\0absent")
+        return digest.hexdigest()
+
+    def _verify(self, machine: Machine, wanted: list[_Wanted]) -> None:
+        """Watch all of them at once until each has kept one PID for long enough and passed its check."""
+        watches = [_Watch(one) for one in wanted]
+        waiting = watches
+        while waiting:
+            for watch in waiting:
+                watch.look(machine)
+            for watch in [watch for watch in waiting if watch.healthy]:
+                machine.tell(Note(f"{watch.wanted.directory.name} is healthy", {"pid": watch.pid}))
+            if failed := [watch for watch in watches if watch.failed]:
+                raise _failure(machine, failed)
+            waiting = [watch for watch in waiting if not watch.healthy]
+            if waiting:
+                time.sleep(POLL_SECONDS)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A service that should run, with the directory that makes it."""
+
+    spec: ServiceSpec
+    directory: ServiceDirectory
+    current: str
+
+    def marker(self, release: str | None, watched: str) -> dict[str, str | None]:
+        facts = [self.directory.fingerprint(), watched]
+        return {"release": release, "definition": hashlib.sha256(json.dumps(facts).encode()).hexdigest()}
+
+    def is_up(self, machine: Machine) -> bool:
+        found = runit.status(self.directory.inner(machine))
+        return found is not None and found.state == "run" and found.uptime() >= self.spec.stable_for
+
+    def problem(self, machine: Machine) -> str | None:
+        """Why it does not work, by its configured check and then by the release's own check script."""
+        spec, inner = self.spec, self.directory.inner(machine)
+        found = None
+        if spec.http:
+            found = http_problem(spec.http)
+        elif spec.tcp:
+            found = tcp_problem(spec.tcp)
+        identity, env = self.directory.identity, dict(spec.env)
+        if found is None and spec.check_command:
+            current = machine.real(self.current)
+            found = command_problem(machine, spec.check_command, identity=identity, cwd=current, env=env)
+        if found is None and (inner / "check").exists():
+            found = command_problem(machine, ("./check",), identity=identity, cwd=inner, env=env)
+        return found
+
+
+class _Watch:
+    """What has been seen of one service since it was started."""
+
+    def __init__(self, wanted: _Wanted) -> None:
+        self.wanted = wanted
+        self.healthy = False
+        self.failed: str | None = None
+        self.pid = 0
+        self._pids: set[int] = set()
+        self._since = 0.0
+        self._problem: str | None = None
+        self._scanned_by = time.monotonic() + 3 * runit.SCAN_SECONDS
+        self._deadline: float | None = None
+        self._next_check = 0.0
+
+    def look(self, machine: Machine) -> None:
+        now = time.monotonic()
+        found = runit.status(self.wanted.directory.inner(machine))
+        if found is None:
+            self.pid = 0
+            if self._deadline is None and now > self._scanned_by:
+                self.failed = f"no runsv took it up: is runsvdir watching {self.wanted.directory.service_dir}?"
+                return
+        elif self._deadline is None:  # its own time counts from the moment runit has it
+            self._deadline = now + max(self.wanted.spec.within, self.wanted.spec.stable_for + 1)
+        pid = found.pid if found and found.state == "run" else 0
+        if pid != self.pid:
+            self.pid, self._since = pid, now
+            self._pids |= {pid} - {0}
+        if pid and now - self._since >= self.wanted.spec.stable_for and now >= self._next_check:
+            self._problem = self.wanted.problem(machine)
+            again = runit.status(self.wanted.directory.inner(machine))
+            self.healthy = self._problem is None and again is not None and again.pid == pid
+            self._next_check = time.monotonic() + 0.25
+        if self._deadline is not None and now > self._deadline and not self.healthy:
+            self.failed = self._why()
+
+    def _why(self) -> str:
+        if len(self._pids) > 1:
+            return f"it crashed {len(self._pids) - 1} times"
+        if not self.pid:
+            return "it ended at once" if self._pids else "it did not start"
+        return self._problem or f"it was not up for {self.wanted.spec.stable_for:g} s"
+
+
+def _failure(machine: Machine, failed: list[_Watch]) -> ServiceError:
+    sentences = [
+        f"service {watch.wanted.directory.name} is not healthy after {watch.wanted.spec.within:g} s: {watch.failed}"
+        for watch in failed
+    ]
+    tails = [servicedir.log_tail(machine, watch.wanted.spec.log) for watch in failed]
+    return ServiceError("; ".join(sentences), tail="\n".join(filter(None, tails)))
