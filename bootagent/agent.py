@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -137,6 +138,9 @@ class _Run:
             return Outcome(error.exit_code, {}, (str(error),))
         except BootagentError as error:
             return Outcome(EXIT_DEGRADED if self._something_serves() else EXIT_FAILED, {}, (str(error),))
+        except Exception as error:  # a fault of the agent itself: people get a sentence, the journal the rest
+            self._journal.record("fault", error=repr(error), traceback=traceback.format_exc())
+            return Outcome(EXIT_FAILED, {}, (f"internal error, please report it: {error!r} (details in the journal)",))
 
     def remember(self, last_run: LastRun) -> None:
         self._save(replace(self._state, last_run=last_run))
@@ -199,7 +203,7 @@ class _Run:
                 endings[lane.app] = Ending(EXIT_FAILED, f"nothing to run: {lane.reason}")
         for phase in PHASES:
             self._before(phase, going)
-            failures = _side_by_side(lambda lane, phase=phase: self._run_steps(lane, phase), going)  # type: ignore[misc]
+            failures = _side_by_side(lambda lane, phase=phase: self._run_steps(lane, phase), going)
             failed = [(lane, error) for lane, error in zip(going, failures, strict=True) if error]
             for lane, error in failed:
                 endings[lane.app] = self._fall_back(lane, phase, error)
@@ -243,13 +247,11 @@ class _Run:
                 continue
             app = self._app(lane)
             known = found.app(lane.app, app.deploy_to)
-            staged = phase != "stage" or (known.pending is not None and known.pending.staged)
-            pending = Pending(lane.release, lane.revision, lane.label, boot_id(), staged)
+            # Durable on disk only once the switch has been made, which syncs first.
+            resumed = known.pending is not None and known.pending.release == lane.release and known.pending.staged
+            pending = Pending(lane.release, lane.revision, lane.label, boot_id(), phase == "serve" or resumed)
             known = replace(known, pending=pending)
-            if phase != "serve":
-                record = ReleaseRecord("staged", lane.revision, lane.label, timestamp())
-            else:
-                record = ReleaseRecord("active", lane.revision, lane.label, timestamp())
+            record = ReleaseRecord("active" if phase == "serve" else "staged", lane.revision, lane.label, timestamp())
             found = found.with_app(lane.app, known.with_release(lane.release, record))
         if found != self._state:
             self._save(found)

@@ -1,0 +1,263 @@
+"""What can be told without changing anything: status, history, timeline, plan. Facts as plain data, and as text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bootagent import journal, lock, release, runit, servicedir, state
+from bootagent.console import table
+from bootagent.errors import EXIT_TRY_LATER, BootagentError
+from bootagent.machine import Machine
+from bootagent.plan import PHASES, Plan
+
+WAIT_POLL_SECONDS = 0.2
+BAR_WIDTH = 32
+
+Facts = dict[str, Any]
+
+
+# --- status ------------------------------------------------------------------------------------------------------
+
+
+def status(machine: Machine, definitions: str) -> Facts:
+    """The state as data: the run under way or the last one, each app's releases and services."""
+    known = state.load(machine)
+    running = lock.is_held(machine)
+    last = known.last_run
+    return {
+        "running": _under_way(machine) if running else None,
+        "outcome": "running" if running else last.outcome if last else "never ran",
+        "exit_code": EXIT_TRY_LATER if running or not last else last.exit_code,
+        "instance_id": known.instance_id,
+        "last_run": vars(last) | {"apps": dict(last.apps)} if last else None,
+        "apps": {name: _app_status(machine, name, app, definitions) for name, app in known.apps.items()},
+    }
+
+
+def wait_for_status(machine: Machine, definitions: str, wait: float) -> Facts:
+    """As :func:`status`, once no run is under way and one has finished, or after ``wait`` seconds in any case."""
+    deadline = time.monotonic() + wait
+    while True:
+        found = status(machine, definitions)
+        if found["exit_code"] != EXIT_TRY_LATER or time.monotonic() >= deadline:
+            return found
+        time.sleep(WAIT_POLL_SECONDS)
+
+
+def _under_way(machine: Machine) -> Facts:
+    runs = journal.read_runs(machine)
+    records = runs[-1] if runs else []
+    steps = [record for record in records if record["event"] in ("begin", "satisfied", "done")]
+    last = steps[-1] if steps else {}
+    return {"run": last.get("run"), "phase": last.get("phase"), "app": last.get("app"), "step": last.get("step")}
+
+
+def _app_status(machine: Machine, name: str, app: state.AppState, definitions: str) -> Facts:
+    layout = release.observe(machine, app.deploy_to)
+    shown = sorted({*layout.releases, *app.releases})
+    return {
+        "deploy_to": app.deploy_to,
+        "current": layout.current,
+        "releases": {one: _release_status(one, layout, app) for one in shown},
+        "services": {
+            service: _service_status(machine, definitions, service)
+            for service in servicedir.installed(machine, definitions, name)
+        },
+    }
+
+
+def _release_status(name: str, layout: release.Layout, app: state.AppState) -> Facts:
+    record = app.releases.get(name)
+    return {
+        "state": record.state if record else "foreign",
+        "revision": record.label if record else None,
+        "current": name == layout.current,
+        "present": name in layout.releases,
+        "at": record.at if record else None,
+        "reason": record.reason if record else None,
+    }
+
+
+def _service_status(machine: Machine, definitions: str, service: str) -> Facts:
+    found = runit.status(machine.real(definitions) / service / "service")
+    if found is None:
+        return {"state": "unsupervised", "pid": None, "seconds": None}
+    return {"state": found.state, "pid": found.pid or None, "seconds": round(found.uptime())}
+
+
+def status_text(found: Facts) -> str:
+    """Status for people."""
+    last = found["last_run"]
+    lines = []
+    if found["running"]:
+        now = found["running"]
+        lines.append(f"running: {now['phase'] or 'starting'} {now['app'] or ''} {now['step'] or ''}".rstrip())
+    if last:
+        role = f"role {last['role']}" + (f" in {last['environment']}" if last["environment"] else "")
+        lines.append(f"{last['outcome']}: {last['command']} of {last['finished']}, {role} (exit {last['exit_code']})")
+        lines += [f"  {name}: {sentence}" for name, sentence in last["apps"].items()]
+        if last["error"] and not last["apps"]:
+            lines.append(f"  {last['error']}")
+    elif not found["running"]:
+        lines.append("never ran")
+    rows = [
+        [name, one + (" *" if facts["current"] else ""), facts["state"], facts["revision"] or "-", facts["at"] or "-"]
+        for name, app in found["apps"].items()
+        for one, facts in app["releases"].items()
+    ]
+    if rows:
+        lines += ["", table(rows, ["APP", "RELEASE", "STATE", "REVISION", "SINCE"])]
+    services = [
+        [
+            service,
+            facts["state"],
+            str(facts["pid"] or "-"),
+            "-" if facts["seconds"] is None else f"{facts['seconds']} s",
+        ]
+        for app in found["apps"].values()
+        for service, facts in app["services"].items()
+    ]
+    if services:
+        lines += ["", table(services, ["SERVICE", "STATE", "PID", "FOR"])]
+    return "\n".join(lines)
+
+
+# --- history -----------------------------------------------------------------------------------------------------
+
+
+def history(machine: Machine) -> list[Facts]:
+    """Every run the journal still holds, oldest first, with what it meant to do to each app."""
+    return [_told(records) for records in journal.read_runs(machine)]
+
+
+def _told(records: Sequence[Facts]) -> Facts:
+    begin, end = records[0], records[-1]
+    finished = end["event"] == "run-end"
+    return {
+        "run": begin["run"],
+        "command": begin.get("command"),
+        "started": begin["at"],
+        "seconds": end["t"],
+        "outcome": end["outcome"] if finished else "interrupted",
+        "exit_code": end["exit_code"] if finished else None,
+        "apps": {
+            one["app"]: {key: one.get(key) for key in ("intent", "release", "revision", "reason")}
+            for one in records
+            if one["event"] == "lane"
+        },
+        "failures": [f"{one['step']}: {one['error']}" for one in records if one["event"] == "failed"],
+    }
+
+
+def history_text(runs: Sequence[Facts]) -> str:
+    """History for people, newest first."""
+    rows = [
+        [
+            run["started"],
+            run["command"] or "-",
+            run["outcome"],
+            f"{run['seconds']:.1f} s",
+            ", ".join(f"{name}: {app['intent']} {app['release'] or ''}".strip() for name, app in run["apps"].items())
+            or "-",
+        ]
+        for run in reversed(runs)
+    ]
+    return table(rows, ["STARTED", "COMMAND", "OUTCOME", "TOOK", "APPS"]) if rows else "no run yet"
+
+
+# --- timeline ----------------------------------------------------------------------------------------------------
+
+
+def timeline(machine: Machine) -> Facts:
+    """Where the last run's seconds went: every step with its begin and end, in seconds since the run began."""
+    runs = journal.read_runs(machine)
+    if not runs:
+        raise BootagentError("no run yet", remedy="bootagent reconfigure")
+    records = runs[-1]
+    spans = [
+        {
+            "phase": record["phase"],
+            "app": record["app"],
+            "step": record["step"],
+            "begin": round(record["t"] - record["seconds"], 4),
+            "end": record["t"],
+            "failed": record["event"] == "failed",
+        }
+        for record in records
+        if record["event"] in ("done", "failed")
+    ]
+    begin = records[0]
+    return {
+        "run": begin["run"],
+        "command": begin.get("command"),
+        "started": begin["at"],
+        "uptime_at_start": begin.get("uptime"),
+        "seconds": records[-1]["t"],
+        "finished": records[-1]["event"] == "run-end",
+        "spans": sorted(spans, key=lambda span: (span["begin"], span["end"])),
+    }
+
+
+def timeline_text(found: Facts) -> str:
+    """The timeline for people: a bar for every step."""
+    total = max(found["seconds"], 0.001)
+    rows = []
+    for span in found["spans"]:
+        left = int(span["begin"] / total * BAR_WIDTH)
+        width = max(1, round((span["end"] - span["begin"]) / total * BAR_WIDTH))
+        drawn = (" " * left + ("x" if span["failed"] else "#") * width)[:BAR_WIDTH].ljust(BAR_WIDTH)
+        took = f"{span['end'] - span['begin']:7.2f} s"
+        about = f"{span['app']}: {span['step']}" if span["app"] else span["step"]
+        rows.append([span["phase"], f"|{drawn}|", took, about])
+    spent = sum(span["end"] - span["begin"] for span in found["spans"] if span["phase"] == "read")
+    ended = "" if found["finished"] else ", not finished"
+    head = f"{found['command']} of {found['started']}: {total:.2f} s{ended} (reading {spent:.2f} s)"
+    if found["uptime_at_start"] is not None:
+        head += f", begun {found['uptime_at_start']:.0f} s after the kernel started"
+    return head + "\n\n" + (table(rows, ["PHASE", "", "TOOK", "STEP"]) if rows else "nothing had to be done")
+
+
+# --- plan --------------------------------------------------------------------------------------------------------
+
+
+def planned(made: Plan, machine: Machine) -> list[Facts]:
+    """What the plan would do. Past a lane's first step that is not satisfied, it can only say "would check"."""
+    return [
+        {
+            "app": lane.app,
+            "intent": lane.intent,
+            "release": lane.release,
+            "revision": lane.label,
+            "reason": lane.reason,
+            "steps": _looked_at(lane.steps, machine),
+        }
+        for lane in made.lanes
+    ]
+
+
+def _looked_at(steps: Mapping[Any, Sequence[Any]], machine: Machine) -> list[Facts]:
+    told, sure = [], True
+    for phase in PHASES:
+        for step in steps.get(phase, ()):
+            if sure:
+                try:
+                    sure = step.is_satisfied(machine)
+                    verdict = "is so" if sure else "would do"
+                except BootagentError as error:
+                    sure, verdict = False, f"cannot tell: {error}"
+            else:
+                verdict = "would check"
+            told.append({"phase": phase, "step": str(step), "verdict": verdict})
+    return told
+
+
+def plan_text(lanes: Sequence[Facts]) -> str:
+    """The plan for people."""
+    blocks = []
+    for lane in lanes:
+        head = f"{lane['app']}: {lane['intent']} {lane['release'] or ''}".rstrip() + f" ({lane['reason']})"
+        rows = [[f"  {step['phase']}", step["verdict"], step["step"]] for step in lane["steps"]]
+        blocks.append(head + ("\n" + table(rows, ["  PHASE", "VERDICT", "STEP"]) if rows else ""))
+    return "\n\n".join(blocks)
