@@ -31,8 +31,8 @@ need_packages() {
         sudo=(sudo)
     fi
     say "installing with ${sudo[*]:+sudo }apt-get: ${missing[*]%\?}"
-    local apt=("${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get --quiet=2 --option Dpkg::Use-Pty=0)
-    "${apt[@]}" update >&2
+    local apt=("${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get --quiet=2)
+    quietly "${apt[@]}" update
     local wanted=()
     for word in "${missing[@]}"; do
         package=${word%\?}
@@ -42,7 +42,17 @@ need_packages() {
     done
     [ ${#wanted[@]} -gt 0 ] || return 0
     # --no-install-recommends and --no-remove: runit here is a supervisor, and must never become this machine's init.
-    "${apt[@]}" install --yes --no-install-recommends --no-remove "${wanted[@]}" >&2
+    quietly "${apt[@]}" install --yes --no-install-recommends --no-remove "${wanted[@]}"
+}
+
+# Runs a command and shows what it printed only if it fails.
+quietly() {
+    local log code=0
+    log=$(mktemp)
+    "$@" >"$log" 2>&1 || code=$?
+    [ "$code" -eq 0 ] || cat "$log" >&2
+    rm -f "$log"
+    return "$code"
 }
 
 # make_venv EXTRA : CHECKOUT/.venv with bootagent[EXTRA] in it, made or brought up to date; quick if it is.
@@ -68,7 +78,8 @@ make_venv() {
 
 find_python() {
     local name
-    for name in python3 python3.13 python3.12 python3.11 python3.10; do
+    # The system's own first: the users that services run as must be able to run it too.
+    for name in /usr/bin/python3 python3 python3.13 python3.12 python3.11 python3.10; do
         if "$name" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
             command -v "$name"
             return 0

@@ -141,7 +141,7 @@ class _Machine:
         self._deploy_to = sandbox.machine.real(DEPLOY_TO)
 
     def reconfigure(self) -> int:
-        return self._sandbox.bootagent("reconfigure")
+        return self._sandbox.bootagent("reconfigure", "--log", "text")
 
     def answer(self) -> str:
         with requests.Session() as session:

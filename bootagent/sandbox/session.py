@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import shlex
 import shutil
 import signal
@@ -64,13 +63,14 @@ class SandboxOptions:
 def run(options: SandboxOptions, out: TextIO, *, argv0: Sequence[str] = _BOOTAGENT) -> int:
     """Boot in the sandbox, and tear everything down again; the exit code is the boot's.
 
-    ``argv0`` starts bootagent. Raises BootagentError when the sandbox itself cannot be set up.
+    ``out`` is a real file, to which the commands print as well; ``argv0`` starts bootagent.
+    Raises BootagentError when the sandbox itself cannot be set up.
     """
     with interruptible():
         try:
             with Sandbox(options, out, argv0=argv0) as sandbox:
                 sandbox.publish_all()
-                code = sandbox.bootagent("reconfigure")
+                code = sandbox.bootagent("reconfigure", "--log", "text")
                 if options.keep:
                     sandbox.invite()
                     _wait_for_interrupt()
@@ -201,20 +201,12 @@ class Sandbox:
         return apps[name]
 
     def _run(self, argv: Sequence[str]) -> int:
-        """Run a program of ours in the cloud's environment, live: on the same terminal where there is one."""
+        """Run a program of ours in the cloud's environment, its output on the same terminal as ours."""
         self._out.flush()
-        piped = None if _is_ours(self._out) else subprocess.PIPE
         process = subprocess.Popen(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=piped or self._out,
-            stderr=subprocess.STDOUT if piped else None,
-            env=self.cloud.process_environment(),
+            argv, stdin=subprocess.DEVNULL, stdout=self._out, env=self.cloud.process_environment()
         )
         try:
-            if process.stdout:
-                for line in process.stdout:
-                    self._out.write(line.decode(errors="replace"))
             return process.wait()
         except BaseException:
             process.terminate()
@@ -229,14 +221,17 @@ class Sandbox:
 
     def environment_file(self) -> str:
         """Shell lines that put another terminal into this cloud."""
-        foreign = sorted(name for name in os.environ if name.startswith(FOREIGN_PREFIXES))
+        foreign = "\\|".join(FOREIGN_PREFIXES)
         names = {
             **self.cloud.environment(),
             "SANDBOX_ROOT": str(self.root),
             "SANDBOX_CONTROL": f"{self.cloud.metadata.endpoint}/_sandbox",
             "SVDIR": str(self.machine.real("/etc/service")),
         }
-        lines = [f"unset {' '.join(foreign)}"] if foreign else []
+        # That terminal may have a profile of its own, into somebody's real account.
+        lines = [
+            f"for name in $(env | sed -n 's/^\\(\\({foreign}\\)[A-Za-z0-9_]*\\)=.*/\\1/p'); do unset \"$name\"; done"
+        ]
         lines += [f"export {name}={shlex.quote(value)}" for name, value in names.items()]
         if not shutil.which("bootagent"):
             lines.append(f'bootagent() {{ {shlex.join(self._argv0)} "$@"; }}')
@@ -286,15 +281,6 @@ def _read(file: Path) -> bytes:
         return file.read_bytes()
     except OSError as error:
         raise UsageError(f"cannot read {file}: {error.strerror}") from None
-
-
-def _is_ours(out: TextIO) -> bool:
-    """Whether a child can write to it directly."""
-    try:
-        out.fileno()
-    except (OSError, AttributeError):
-        return False
-    return True
 
 
 # --- ends ----------------------------------------------------------------------------------------------------
