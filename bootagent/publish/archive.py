@@ -106,40 +106,48 @@ def pack(machine: Machine, tree: Tree, compression: str, directory: Path) -> Bun
 
 
 def _look_through(stream: _Passing, tree: Tree) -> tuple[int, int]:
-    """Count the members and the bytes of the regular files of a tar stream; refuse what no instance could use."""
+    """Count the members and the bytes of the regular files of a tar stream, to its end."""
     files = unpacked_size = 0
-    with tarfile.open(fileobj=stream, mode="r|", bufsize=CHUNK) as archive:
-        while member := archive.next():
-            files += 1
-            if _CONTROL.search(member.name + member.linkname):
-                raise UsageError(
-                    f"{member.name!r} has a control character in its name: an instance would refuse it",
-                    remedy="rename it, or leave it out with export-ignore in .gitattributes",
-                )
-            if member.isreg():
-                unpacked_size += member.size
-                content = archive.extractfile(member)
-                start = content.read(64) if content else b""
-                for mark, tool in _STAND_INS.items():
-                    if start.startswith(mark):
-                        raise UsageError(
-                            f"{member.name} is in the commit as what {tool} puts in place of its content",
-                            remedy="a bundle holds what is committed: keep out of git, or plainly in it, what it needs",
-                        )
-            elif member.issym() and leads_out(member.name, member.linkname):
-                raise UsageError(
-                    f"{member.name} is a link to {member.linkname}, outside the release: an instance would refuse it",
-                    remedy="list it under linked_files or linked_dirs, or leave it out with export-ignore",
-                )
-            elif member.name in tree.submodules:
-                raise UsageError(
-                    f"{member.name} is a submodule, which an archive of the commit leaves empty",
-                    remedy="commit its files instead, or leave it out with export-ignore in .gitattributes",
-                )
-            archive.members.clear()  # type: ignore[attr-defined]  # else it remembers every one it has passed
+    try:
+        with tarfile.open(fileobj=stream, mode="r|", bufsize=CHUNK) as archive:
+            while member := archive.next():
+                files += 1
+                content = archive.extractfile(member) if member.isreg() else None
+                _require_usable(member, content.read(64) if content else b"", tree)
+                unpacked_size += member.size if member.isreg() else 0
+                archive.members.clear()  # type: ignore[attr-defined]  # else it remembers every one it has passed
+    except tarfile.ReadError:
+        if files:
+            raise
+        # Without a member; git's exit code says whether it failed or there is none.
     while stream.read(CHUNK):
         pass
     return files, unpacked_size
+
+
+def _require_usable(member: tarfile.TarInfo, start: bytes, tree: Tree) -> None:
+    """Raise UsageError for what no instance could use; ``start`` is how the content of a regular file begins."""
+    for mark, tool in _STAND_INS.items():
+        if start.startswith(mark):
+            raise UsageError(
+                f"{member.name} is in the commit as what {tool} puts in place of its content",
+                remedy="a bundle holds what is committed: keep what it needs plainly in git, or out of it",
+            )
+    if _CONTROL.search(member.name + member.linkname):
+        raise UsageError(
+            f"{member.name!r} has a control character in its name, and an instance would refuse it",
+            remedy="rename it, or leave it out with export-ignore in .gitattributes",
+        )
+    if member.issym() and leads_out(member.name, member.linkname):
+        raise UsageError(
+            f"{member.name} is a link to {member.linkname}, outside the release, and an instance would refuse it",
+            remedy="list it under linked_files or linked_dirs, or leave it out with export-ignore in .gitattributes",
+        )
+    if member.name in tree.submodules:
+        raise UsageError(
+            f"{member.name} is a submodule, which an archive of the commit leaves empty",
+            remedy="commit its files instead, or leave it out with export-ignore in .gitattributes",
+        )
 
 
 def leads_out(name: str, target: str) -> bool:

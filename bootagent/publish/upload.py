@@ -182,7 +182,7 @@ def part_ranges(size: int) -> list[tuple[int, int]]:
 
 
 def checksum(bundle: Bundle) -> str:
-    """The SHA-256 (base64) S3 keeps of a bundle uploaded our way: of the whole, or for parts, of their digests in a row.
+    """The SHA-256 (base64) S3 keeps of a bundle sent our way: of the whole, or for parts, of their digests in a row.
 
     See S3 User Guide, "Checking object integrity": SHA-256 of a multipart upload is always composite.
     """
