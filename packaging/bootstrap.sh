@@ -72,7 +72,7 @@ make_venv() {
         return 0
     fi
     say "installing bootagent[$extra] into $venv"
-    "$venv/bin/python" -m pip install --quiet --editable "${CHECKOUT}[$extra]"
+    "$venv/bin/python" -m pip install -qq --editable "${CHECKOUT}[$extra]"
     touch "$stamp"
 }
 
