@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import requests
 
 from bootagent.errors import EXIT_DEGRADED, EXIT_DONE, EXIT_FAILED, BootagentError
 from bootagent.sandbox.example import APP, DEPLOY_TO, Example
+from bootagent.sandbox.init import descendants
 from bootagent.sandbox.session import INTERRUPTED, Sandbox, SandboxOptions, interruptible
 
 
@@ -69,7 +71,8 @@ def run(out: TextIO) -> int:
             with Sandbox(SandboxOptions(), out) as sandbox:
                 _tell(story, sandbox)
             story.chapter("Everything is torn down")
-            story.check("no file and no process is left", False, sandbox.root.exists)
+            story.check("no file is left", False, sandbox.root.exists)
+            story.check("no process is left", [], lambda: descendants(os.getpid()))
     except KeyboardInterrupt:
         story.end("interrupted")
         return INTERRUPTED
