@@ -176,8 +176,9 @@ class _Run:
             raise UsageError(f"{app.name} has no release {target!r}; it has {', '.join(layout.releases) or 'none'}")
         if known.is_bad(target):
             raise UsageError(f"release {target} of {app.name} is bad: {known.releases[target].reason}")
-        lane = plan.put_back(config, app, known, target, left=None, by="bootagent", reason="somebody asked")
-        return Plan((replace(lane, fallback=layout.current if layout.current != target else None),))
+        left = layout.current if layout.current != target else None
+        lane = plan.put_back(config, app, known, target, left=left, reason="somebody asked")
+        return Plan((replace(lane, fallback=left),))
 
     def _something_serves(self) -> bool:
         """Whether every app known from before has its current release and its services up."""
@@ -289,8 +290,7 @@ class _Run:
             app,
             known,
             fallback,
-            left=lane.release if phase != "stage" and lane.intent == "deploy" else None,
-            by="bootagent",
+            left=lane.release if phase != "stage" and lane.release != fallback else None,
             reason="the activation failed",
         )
         for later in PHASES:

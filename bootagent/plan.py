@@ -88,21 +88,24 @@ def make(config: Config, known: Mapping[str, Known], retired: Sequence[str], mom
     return Plan((*(_retire(config.runit, name) for name in retired), *lanes))
 
 
-def put_back(
-    config: Config, app: App, state: AppState, release: str, *, left: str | None, by: str, reason: str
-) -> Lane:
-    """The lane back to ``release``: after a failure, or because somebody asked. ``left`` is a release that failed."""
-    log = f"{by} rolled back to release {release}"
-    mark = release if release in state.releases else None
+def put_back(config: Config, app: App, state: AppState, release: str, *, left: str | None, reason: str) -> Lane:
+    """The lane back to ``release``, or that stays on it: after a failure, or because somebody asked.
+
+    ``left`` is the release that ``current`` was switched to meanwhile; None when it never was.
+    """
+    log = f"bootagent rolled back to release {release}"
+    ours = release in state.releases
+    # A release somebody else made is left alone where it stands, but started like any other when it is switched to.
+    mark = release if ours or left else None
     return Lane(
         app=app.name,
         intent="rollback",
         steps={
-            "activate": (_current(app, release, log, demoted=left),),
+            "activate": (_current(app, release, log, demoted=left if left and state.is_bad(left) else None),),
             "serve": (_services(config, app, mark),),
         },
         release=release,
-        label=state.releases[release].label if mark else None,
+        label=state.releases[release].label if ours else None,
         reason=reason,
     )
 

@@ -17,6 +17,8 @@ from bootagent.machine import Identity, Machine
 
 #: runsvdir(8) looks at its directory at least every five seconds.
 SCAN_SECONDS = 5.0
+#: runsv(8) sleeps for a second before it starts a service again that ended at once.
+ORDER_SECONDS = 3.0
 _TAI_OFFSET = 2**62 + 10  # TAI64 label of the Unix epoch, as runit's tai_now() has it
 _STATUS_BYTES = 20
 
@@ -83,6 +85,11 @@ def _read(path: Path) -> bytes | None:
 def stop(machine: Machine, directory: Path, *, within: float, identity: Identity | None) -> None:
     """TERM and CONT; after ``within`` seconds KILL. Acts as the service's user, who may own ``supervise/``."""
     _sv(machine, ["-w", str(max(1, round(within))), "force-stop"], directory, identity, within + 10)
+    # Between two crashes runsv sleeps, and sv calls that down before the order is read. An order to start would then
+    # be dropped by sv itself, which still sees the service wanted up.
+    deadline = time.monotonic() + ORDER_SECONDS
+    while (found := status(directory)) and found.wants_up and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 
 def start(machine: Machine, directory: Path, *, identity: Identity | None) -> None:

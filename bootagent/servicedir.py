@@ -172,9 +172,8 @@ class ServiceDirectory:
         machine.link(machine.real(self.service_dir) / self.name, outer)
 
     def start(self, machine: Machine) -> None:
-        """Ask for it to be up, if runit has it and it is not."""
-        outer, inner = self.outer(machine), self.inner(machine)
-        for directory, identity in ((outer, None), (inner, self.identity)):
+        """Ask for it to be up, if runit has it and somebody asked for it to be down."""
+        for directory, identity in ((self.outer(machine), None), (self.inner(machine), self.identity)):
             found = runit.status(directory)
             if found and not found.wants_up:
                 runit.start(machine, directory, identity=identity)

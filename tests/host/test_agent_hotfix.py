@@ -1,0 +1,118 @@
+"""Taking turns with Capistrano, and going back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+from tests.conftest import Agent
+from tests.host.stage import App, Stage
+
+
+def cap_deploy(web: App, release: str, version: str) -> None:
+    """What ``cap deploy`` of a hotfix does: a release of its own, a switch, a line in the log, a restart."""
+    place = web.deploy_to / "releases" / release
+    shutil.copytree(web.deploy_to / "current/", place, symlinks=True)
+    (place / "VERSION").write_text(version)
+    (place / "REVISION").write_text("cafe\n")
+    scratch = web.deploy_to / "releases" / "current"
+    scratch.symlink_to(place)
+    scratch.rename(web.deploy_to / "current")
+    with (web.deploy_to / "revisions.log").open("a") as log:
+        log.write(f"Branch main (at cafe) deployed as release {release} by deploy\n")
+    (web.service() / "supervise/control").write_text("t")
+
+
+def after(release: str) -> str:
+    return str(int(release) + 1)
+
+
+def test_a_hotfix_survives_a_rerun_and_a_newer_bundle_wins(stage: Stage, web: App, agent: Agent) -> None:
+    web.publish("one")
+    assert agent("reconfigure").code == 0
+    hotfix = after(web.current)
+    cap_deploy(web, hotfix, "hotfix")
+    assert web.answer() in ("one", "hotfix")
+    ran = agent("reconfigure")
+    assert ran.code == 0, ran.stderr
+    assert web.current == hotfix and web.answer() == "hotfix"
+    pid = web.pid()
+    assert agent("reconfigure").code == 0
+    assert web.pid() == pid, "the hotfix is left in peace"
+    web.publish("two")
+    assert agent("reconfigure").code == 0
+    assert web.answer() == "two" and web.current > hotfix
+
+
+def test_a_bad_release_falls_back_to_the_hotfix(stage: Stage, web: App, agent: Agent) -> None:
+    web.publish("one")
+    assert agent("reconfigure").code == 0
+    hotfix = after(web.current)
+    cap_deploy(web, hotfix, "hotfix")
+    web.publish("two", {**web.tree("two"), "server.py": "raise SystemExit(1)\n"})
+    assert agent("reconfigure").code == 3
+    assert web.current == hotfix and web.answer() == "hotfix"
+
+
+def test_capistrano_s_rollback_sees_boot_releases_by_time_of_activation(stage: Stage, web: App, agent: Agent) -> None:
+    """``cap deploy:rollback`` takes the second of ``ls -xt releases``; a bad release must not be it."""
+    for version in ("one", "two"):
+        web.publish(version)
+        assert agent("reconfigure").code == 0
+    one, two = web.releases
+    web.publish("bad", {**web.tree("bad"), "server.py": "raise SystemExit(1)\n"})
+    assert agent("reconfigure").code == 3
+    by_time = sorted(web.releases, key=lambda name: -(web.deploy_to / "releases" / name).stat().st_mtime)
+    assert by_time[:2] == [two, one]
+
+
+def test_rollback_goes_back_and_is_not_undone_by_a_rerun(stage: Stage, web: App, agent: Agent) -> None:
+    for version in ("one", "two"):
+        web.publish(version)
+        assert agent("reconfigure").code == 0
+    one, two = web.releases
+    ran = agent("rollback")
+    assert ran.code == 0, ran.stderr
+    assert web.current == one and web.answer() == "one"
+    assert agent("reconfigure").code == 0
+    assert web.current == one and web.answer() == "one"
+    assert agent("rollback").code == 2, "there is nothing before it"
+    assert agent("rollback", two).code == 0
+    assert web.answer() == "two"
+    assert agent("rollback", "20010101000000").code == 2
+    assert agent("rollback").code == 0
+    assert agent("reconfigure", "--retry").code == 0
+    assert web.answer() == "two" and len(web.releases) == 3
+    runs = json.loads(agent("history", "--json").stdout)
+    assert [run["command"] for run in runs].count("rollback") == 5
+
+
+def test_rollback_sees_capistrano_s_releases(stage: Stage, web: App, agent: Agent) -> None:
+    web.publish("one")
+    assert agent("reconfigure").code == 0
+    hotfix = after(web.current)
+    cap_deploy(web, hotfix, "hotfix")
+    web.publish("two")
+    assert agent("reconfigure").code == 0
+    assert agent("rollback").code == 0
+    assert web.current == hotfix and web.answer() == "hotfix"
+
+
+def test_status_history_and_timeline_tell_the_story(stage: Stage, web: App, agent: Agent) -> None:
+    assert agent("status").code == 75
+    assert "never ran" in agent("status").stdout
+    web.publish("one")
+    assert agent("reconfigure").code == 0
+    status = agent("status")
+    assert status.code == 0
+    assert web.current in status.stdout and "good" in status.stdout and "web.server" in status.stdout
+    timeline = json.loads(agent("timeline", "--json").stdout)
+    assert timeline["finished"] and {span["phase"] for span in timeline["spans"]} == {
+        "read",
+        "stage",
+        "activate",
+        "serve",
+    }
+    assert all(span["end"] >= span["begin"] for span in timeline["spans"])
+    assert "unpack" in agent("timeline").stdout
+    assert "done" in agent("history").stdout

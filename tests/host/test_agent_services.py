@@ -1,0 +1,167 @@
+"""Services: from the release or the configuration, verified, and left alone when nothing changed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from bootagent import runit
+from bootagent.sandbox.cloud import Cloud
+from tests.conftest import Agent
+from tests.host.stage import App, Stage
+
+RUN = "#!/bin/sh\nexec 2>&1\necho started\nexec sleep 1000\n"
+QUICK = 'check = { within = "3s" }\nstable_for = "300ms"\n'
+
+
+def own(name: str, more: str = QUICK) -> str:
+    return f"[apps.web.services.{name}]\n{more}"
+
+
+def test_a_release_brings_its_own_services(stage: Stage, web: App, agent: Agent) -> None:
+    stage.configure(web.config(service=own("one") + own("two")))
+    scripts = {
+        "config/service/one/run": RUN,
+        "config/service/one/finish": "#!/bin/sh\necho finished\n",
+        "config/service/one/log/run": "#!/bin/sh\nexec svlogd -tt ./main\n",
+        "config/service/two/run": RUN,
+    }
+    web.publish("one", {**web.tree("one"), **scripts})
+    ran = agent("reconfigure")
+    # one logs into its own directory, which is root's: svlogd cannot, and that is the script's affair.
+    assert ran.code == 0, ran.stderr
+    for path, content in scripts.items():
+        installed = stage.root / "etc/sv" / path.replace("config/service/", "web.").replace("/", "/service/", 1)
+        assert installed.read_text() == content
+        assert os.access(installed, os.X_OK)
+    pids = web.pid("one"), web.pid("two")
+    assert agent("reconfigure").code == 0
+    assert (web.pid("one"), web.pid("two")) == pids
+
+    # The next release changes one script and drops the other service.
+    changed = RUN.replace("1000", "2000")
+    web.publish("two", {**web.tree("two"), "config/service/one/run": changed})
+    stage.configure(web.config(service=own("one")))
+    assert agent("reconfigure").code == 0
+    assert (web.service("one") / "run").read_text() == changed
+    assert not (web.service("one") / "finish").exists()
+    assert not web.service("two").exists()
+    assert not (stage.root / "etc/service/web.two").is_symlink()
+    time.sleep(0.2)
+    for pid in pids:
+        assert not _alive(pid)
+
+
+def test_a_role_narrows_the_services(stage: Stage, web: App, agent: Agent) -> None:
+    stage.configure(
+        web.config(service=own("one") + own("two")), roles='[roles.web]\napps = ["web"]\nservices = ["two"]\n'
+    )
+    web.publish("one", {**web.tree("one"), "config/service/one/run": RUN, "config/service/two/run": RUN})
+    assert agent("reconfigure").code == 0
+    assert web.pid("two") and not web.service("one").exists()
+    stage.configure(
+        web.config(service=own("one") + own("two")), roles='[roles.web]\napps = ["web"]\nservices = ["tow"]\n'
+    )
+    ran = agent("reconfigure")
+    assert ran.code == 1
+    assert "asks for service tow, and web has one, two" in ran.stderr
+
+
+def test_a_service_defined_in_the_configuration(stage: Stage, web: App, agent: Agent) -> None:
+    service = own(
+        "job",
+        QUICK + 'command = ["sh", "-c", "echo \\"$GREETING\\"; id -un; pwd; exec sleep 1000"]\n'
+        'env = { GREETING = "hello {environment}: $HOME `id` \\"quoted\\"\\nsecond line" }\nlog = "/var/log/job"\n',
+    )
+    stage.configure(web.config(service=service))
+    web.publish("one")
+    ran = agent("reconfigure")
+    assert ran.code == 0, ran.stderr
+    environment = Path(f"/proc/{web.pid('job')}/environ").read_bytes().split(b"\0")
+    assert b'GREETING=hello staging: $HOME `id` "quoted"\nsecond line' in environment
+    assert not [line for line in environment if line.startswith((b"AWS_", b"BOOTAGENT_"))]
+    assert (stage.root / "etc/sv/web.job/env/GREETING").stat().st_mode & 0o077 == 0
+    log = (stage.root / "var/log/job/current").read_text()
+    assert "hello staging" in log and str(web.deploy_to / "current") in log
+
+
+def test_a_crash_looper_is_not_called_healthy(stage: Stage, web: App, agent: Agent) -> None:
+    """It is up whenever one looks, and never for long."""
+    stage.configure(
+        web.config(service=own("job", 'command = ["sleep", "0.5"]\nstable_for = "1s"\ncheck = { within = "4s" }\n'))
+    )
+    web.publish("one")
+    ran = agent("reconfigure")
+    assert ran.code == 1
+    assert "web.job is not healthy" in ran.stderr and "crashed" in ran.stderr
+
+
+def test_a_service_that_is_up_but_does_not_answer_is_not_healthy(stage: Stage, web: App, agent: Agent) -> None:
+    check = f'check = {{ tcp = "127.0.0.1:{web.port}", within = "2s" }}\n'
+    service = own("job", 'command = ["sleep", "1000"]\nstable_for = "200ms"\n' + check)
+    stage.configure(web.config(service=service))
+    web.publish("one")
+    ran = agent("reconfigure")
+    assert ran.code == 1
+    assert f"127.0.0.1:{web.port}" in ran.stderr and "refused" in ran.stderr
+
+
+def test_the_release_s_own_check_script_counts(stage: Stage, web: App, agent: Agent) -> None:
+    stage.configure(web.config(service=own("job")))
+    tree = {"config/service/job/run": RUN, "config/service/job/check": "#!/bin/sh\necho not yet; exit 1\n"}
+    web.publish("one", {**web.tree("one"), **tree})
+    ran = agent("reconfigure")
+    assert ran.code == 1
+    assert "not yet" in ran.stderr
+
+
+def test_a_service_that_ignores_term_is_killed_in_time(stage: Stage, web: App, agent: Agent) -> None:
+    script = "#!/bin/sh\ntrap '' TERM\nwhile :; do sleep 0.1; done\n"
+    stage.configure(web.config(service=own("job", QUICK + 'stop_within = "1s"\n')))
+    web.publish("one", {**web.tree("one"), "config/service/job/run": script})
+    assert agent("reconfigure").code == 0
+    stubborn = web.pid("job")
+    web.publish("two", {**web.tree("two"), "config/service/job/run": RUN})
+    assert agent("reconfigure").code == 0
+    assert not _alive(stubborn)
+
+
+def test_a_stopped_service_is_started_again_and_a_killed_one_comes_back(stage: Stage, web: App, agent: Agent) -> None:
+    web.publish("one")
+    assert agent("reconfigure").code == 0
+    first = web.pid()
+    os.kill(first, signal.SIGKILL)
+    deadline = time.monotonic() + 5
+    while (found := runit.status(web.service())) is None or found.pid in (0, first):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    (web.service() / "supervise/control").write_text("d")
+    time.sleep(0.5)
+    assert agent("reconfigure").code == 0
+    assert web.answer() == "one"
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_changed_environment_restarts_only_that_service(stage: Stage, web: App, agent: Agent, cloud: Cloud) -> None:
+    def configure(value: str) -> None:
+        job = own("job", QUICK + f'command = ["sleep", "1000"]\nenv = {{ VALUE = "{value}" }}\n')
+        other = own("other", QUICK + 'command = ["sleep", "1000"]\n')
+        stage.configure(web.config(service=job + other))
+
+    configure("first")
+    web.publish("one")
+    assert agent("reconfigure").code == 0
+    job, other = web.pid("job"), web.pid("other")
+    configure("second")
+    assert agent("reconfigure").code == 0
+    assert web.pid("other") == other and web.pid("job") != job
+    assert b"VALUE=second" in Path(f"/proc/{web.pid('job')}/environ").read_bytes()
