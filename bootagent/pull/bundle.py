@@ -82,20 +82,21 @@ def pull(
     kind = formats.of(bundle.key)
     command = kind.decompressor(str(bundle))
     _expect_room(machine, bundle, into, limits, kind)
-    arguments = {
-        "max_bytes": limits.max_bytes,
-        "max_files": limits.max_files,
-        "reserve": limits.reserve_bytes,
-    }
     digests = Digests(bundle.sha256, bundle.checksums)
     source = Source(bundle.bucket, bundle.key, bundle.region, bundle.size, bundle.etag, bundle.version_id)
 
-    def pipeline(program: list[str], archive: int | None = None) -> Pipeline:
+    def pipeline(archive: int | None = None) -> Pipeline:
         return Pipeline(
             machine,
             into,
             command=command,
-            program=program,
+            program=program.unpacker(
+                "tar" if archive is None else "zip",
+                max_bytes=limits.max_bytes,
+                max_files=limits.max_files,
+                reserve=limits.reserve_bytes,
+                identity=identity,
+            ),
             identity=identity,
             name=str(bundle),
             deadline=deadline,
@@ -117,11 +118,11 @@ def pull(
                         raise BundleError(f"{bundle} could not be stored at {into}: {error.strerror}") from error
             digests.check(str(bundle))
             file.seek(0)
-            with pipeline(program.unpacker("zip", **arguments), file.fileno()) as processes:
+            with pipeline(file.fileno()) as processes:
                 files, size = processes.finish()
     else:
         # The processes start first: what S3 takes to answer is theirs to start in.
-        with pipeline(program.unpacker("tar", **arguments)) as processes, Ranges(source, deadline=deadline) as ranges:
+        with pipeline() as processes, Ranges(source, deadline=deadline) as ranges:
             files, size = _pump(stream(ranges), digests, processes, str(bundle))
     _expect_contents(bundle, files, size)
     return Unpacked(files, size, digests.sha256)

@@ -29,8 +29,9 @@ class Unreadable(Exception):
 class Pipeline:
     """Feeds an archive to the processes that unpack it into a directory.
 
-    ``command`` decompresses, ``program`` unpacks (see ``program.py``), ``name`` is the bundle's for the errors,
-    ``deadline`` is in seconds on the monotonic clock. Leaving the context ends whatever still runs.
+    ``command`` decompresses as ``identity``, ``program`` (of ``program.py``) unpacks. ``archive``, when given, is a
+    seekable descriptor to unpack from instead of what is written. ``name`` is the bundle's for the errors, ``deadline``
+    is in seconds on the monotonic clock. Leaving the context ends whatever still runs.
     """
 
     def __init__(
@@ -133,11 +134,9 @@ class Pipeline:
                 stdout=self._said[0],
                 stderr=self._said[1],
                 cwd=self._into,
-                identity=self._identity,
             )
         except CommandError as error:  # without its sentence, which shows the whole program
-            who = self._identity.user if self._identity else "the current user"
-            raise BundleError(f"cannot start {self._program[0]} as {who} in {self._into}: {error.__cause__}") from None
+            raise BundleError(f"cannot start {self._program[0]} in {self._into}: {error.__cause__}") from None
         finally:
             os.close(stdin)
 

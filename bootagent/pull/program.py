@@ -1,7 +1,8 @@
 """The command that starts the unpacking process.
 
-It must run as a user who may read neither our files nor our zip archive, and start fast. So its few modules travel as
-source text on the command line of a bare interpreter (``-I``: no environment, no user site; ``-S``: no site).
+It must start fast, and end up as a user who may be able to read neither our files nor our interpreter. So its few
+modules travel as source text on the command line of a bare interpreter (``-I``: no environment, no user site; ``-S``:
+no site), which changes to that user once everything is loaded and before the first byte is read.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import functools
 import pkgutil
 import sys
+
+from bootagent.machine import Identity
 
 _PACKAGE = "bootagent.pull"
 #: Puts each source in place as the module it is, then runs the last one as the program.
@@ -22,11 +25,15 @@ sys.exit(module.main(sys.argv[1:]))
 """
 
 
-def unpacker(kind: str, *, max_bytes: int, max_files: int, reserve: int) -> list[str]:
-    """The command that unpacks a ``tar`` or ``zip`` archive from its standard input into its working directory."""
-    return [
-        sys.executable, "-I", "-S", "-c", _program(kind), kind, str(max_bytes), str(max_files), str(reserve),
-    ]  # fmt: skip
+def unpacker(kind: str, *, max_bytes: int, max_files: int, reserve: int, identity: Identity | None = None) -> list[str]:
+    """The command that unpacks a ``tar`` or ``zip`` archive from its standard input into its working directory.
+
+    It is to be started as we are, and becomes ``identity`` by itself.
+    """
+    numbers = [max_bytes, max_files, reserve]
+    if identity:
+        numbers += [identity.uid, identity.gid, *identity.groups]
+    return [sys.executable, "-I", "-S", "-c", _program(kind), kind, *map(str, numbers)]
 
 
 @functools.cache

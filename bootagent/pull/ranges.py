@@ -65,7 +65,9 @@ class Source:
 
 
 class Ranges:
-    """A context in which :meth:`stream` yields the object's bytes. No thread outlives it but one in a stalled connect.
+    """A context in which :meth:`stream` yields the object's bytes.
+
+    Its threads end with it; only one that waits for the first byte of an answer does so to the end (aws.READ_SECONDS).
 
     ``deadline`` is in seconds on the monotonic clock.
     """
@@ -92,6 +94,7 @@ class Ranges:
 
     def __enter__(self) -> Ranges:
         self._client: Any = aws.s3(self._source.region)  # made here, once: making one is not safe in threads
+        self._client.meta.events.register("before-send.s3.GetObject", _expect_going_on, unique_id="bootagent-ranges")
         for thread in self._threads:
             thread.start()
         return self
@@ -142,12 +145,11 @@ class Ranges:
     # --- in the threads ----------------------------------------------------------------------------------------
 
     def _work(self, slot: int) -> None:
+        _this_thread.stopped = self._stopped
         try:
             for part in range(slot, self._parts, self._slots):
                 with self._lock:
-                    self._freed.wait_for(
-                        lambda part=part: self._consumed > part - self._slots or self._stopped.is_set()
-                    )
+                    self._freed.wait_for(functools.partial(self._may_start, part))
                 if not self._fetch(part, slot):
                     return
         except BaseException as failure:
@@ -234,6 +236,20 @@ class Ranges:
 
     def _replaced(self) -> BundleError:
         return BundleError(f"{self._source} was replaced or deleted while it was read", remedy="run again")
+
+
+_this_thread = threading.local()
+
+
+class _Stopped(Exception):
+    pass
+
+
+def _expect_going_on(**_: object) -> None:
+    """Keep botocore from trying again on behalf of a reader that has gone. It asks before each try."""
+    stopped: threading.Event | None = getattr(_this_thread, "stopped", None)
+    if stopped and stopped.is_set():
+        raise _Stopped
 
 
 def late(name: str, done: int, size: int) -> BundleError:

@@ -8,7 +8,8 @@ Symbolic links are made last. Until then the directory holds nothing but real di
 process created, so no name can lead out of it, whatever the order of the members.
 """
 
-# ruff: noqa: PTH - pathlib costs more to import and to call than the system calls it makes
+# pathlib costs more to import and to call than the system calls it makes.
+# ruff: noqa: PTH101, PTH102, PTH108, PTH116, PTH208, PTH211
 
 from __future__ import annotations
 

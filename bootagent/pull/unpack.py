@@ -1,8 +1,9 @@
 """The unpacking process: an archive on standard input into the working directory, a fresh one.
 
-Standard library only; ``program.py`` starts it in a bare interpreter, as the app's user, so that parsing what came from
-the network needs no privilege and one core more can help. It prints ``{"files": N, "size": BYTES}`` and exits 0; or it
-prints one sentence on standard error and exits with one of the codes below.
+Standard library only; ``program.py`` starts it in a bare interpreter. It becomes the app's user before it reads
+anything, so that parsing what came from the network needs no privilege, and it is a process of its own because decoding
+and unpacking would hold one interpreter in turns. It prints ``{"files": N, "size": BYTES}`` and exits 0; or it prints
+one sentence on standard error and exits with one of the codes below.
 """
 
 from __future__ import annotations
@@ -19,18 +20,21 @@ EXIT_CUT_OFF = 4
 
 
 def main(arguments: list[str]) -> int:
-    """Unpack as told: ``tar`` or ``zip``, most bytes, most files, bytes to leave free."""
-    kind, *numbers = arguments
-    max_bytes, max_files, reserve = map(int, numbers)
+    """Unpack as told: ``tar`` or ``zip``, most bytes and files, bytes to leave free; then who to be: uid, gid, groups."""
+    kind, *words = arguments
+    max_bytes, max_files, reserve, *ids = map(int, words)
     try:
-        tree = Tree(max_bytes=max_bytes, max_files=max_files, reserve=reserve)
+        # Each only when wanted: `zipfile` takes longer to import than all the rest. And now: later may be too late.
         if kind == "zip":
-            from bootagent.pull.unzip import unzip  # here: `zipfile` takes longer to import than all the rest
-
-            unzip(0, tree)
+            from bootagent.pull.unzip import unzip
         else:
             from bootagent.pull.untar import untar
-
+        if ids:
+            _become(*ids)
+        tree = Tree(max_bytes=max_bytes, max_files=max_files, reserve=reserve)
+        if kind == "zip":
+            unzip(0, tree)
+        else:
             untar(0, tree, max_trailing=max_bytes)
     except Refused as refused:
         return _ended(EXIT_REFUSED, str(refused))
@@ -43,6 +47,13 @@ def main(arguments: list[str]) -> int:
         return _ended(EXIT_FAILED, f"{error.strerror}{where}")
     os.write(1, b'{"files": %d, "size": %d}\n' % (tree.files, tree.size))
     return 0
+
+
+def _become(uid: int, gid: int, *groups: int) -> None:
+    """Give up what we are for good, the groups first: setuid(2) takes away the right to change them."""
+    os.setgroups(groups)
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
 
 
 def _ended(code: int, sentence: str) -> int:

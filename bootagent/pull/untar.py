@@ -96,7 +96,7 @@ class Stream:
         return b"".join(pieces)
 
     def drain(self, limit: int) -> None:
-        """Read to the end, so that the writer can finish; raises Refused after ``limit`` bytes."""
+        """Read to the end, so that the writer can finish; raises Refused after ``limit`` bytes and a buffer's worth."""
         while True:
             self._start = self._end = 0
             if not self._fill(1):

@@ -13,6 +13,7 @@ import stat
 import struct
 import time
 import zipfile
+from encodings import cp437  # noqa: F401 - zipfile loads it on demand, when this process may no longer read it
 
 from bootagent.pull.tree import MAX_TARGET, Damaged, Refused, Tree, shown
 
