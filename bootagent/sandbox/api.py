@@ -213,5 +213,6 @@ def _refuse(failure: _Failure, environ: dict[str, Any], start_response: Any) -> 
     else:
         text = f"<Response><Errors><Error>{error}</Error></Errors><RequestID>sandbox</RequestID></Response>"
     body = b"" if environ["REQUEST_METHOD"] == "HEAD" else text.encode()
-    start_response(failure.status, [("Content-Type", "text/xml"), ("Content-Length", str(len(body)))])
+    headers = [("Content-Type", "text/xml"), ("Content-Length", str(len(body))), ("x-amz-request-id", "SANDBOX")]
+    start_response(failure.status, headers)
     return [body]
