@@ -25,7 +25,7 @@ from bootagent.sandbox import example
 from bootagent.sandbox.cloud import FOREIGN_PREFIXES, Cloud
 from bootagent.sandbox.init import adopt_orphans, end_descendants
 from bootagent.sandbox.scratch import scratch_root
-from bootagent.sandbox.supervisor import Supervisor
+from bootagent.sandbox.supervisor import PYTHONPATH, Supervisor
 
 CONFIG = "/etc/bootagent/config.toml"
 SUPERVISOR_LOG = "/var/log/runsvdir.log"
@@ -203,9 +203,7 @@ class Sandbox:
     def _run(self, argv: Sequence[str]) -> int:
         """Run a program of ours in the cloud's environment, its output on the same terminal as ours."""
         self._out.flush()
-        process = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=self._out, env=self.cloud.process_environment()
-        )
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=self._out, env=self._environment())
         try:
             return process.wait()
         except BaseException:
@@ -216,6 +214,11 @@ class Sandbox:
                 process.kill()
                 process.wait()
             raise
+
+    def _environment(self) -> dict[str, str]:
+        environment = self.cloud.process_environment()
+        theirs = environment.get("PYTHONPATH")
+        return {**environment, "PYTHONPATH": f"{PYTHONPATH}:{theirs}" if theirs else PYTHONPATH}
 
     # --- inviting to play ------------------------------------------------------------------------------------
 

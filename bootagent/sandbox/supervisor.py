@@ -13,6 +13,10 @@ from bootagent.errors import BootagentError, CommandError
 from bootagent.machine import MINIMAL_ENVIRONMENT
 from bootagent.sandbox.init import STOP_SECONDS, TERM_SECONDS
 
+#: For a Python of ours to find this very package: an editable install loses to a directory of the same name, such as
+#: a checkout, in the working directory.
+PYTHONPATH = str(Path(bootagent.__file__).parent.parent)
+
 _PROGRAMS = ("runsvdir", "runsv", "svlogd", "sv")
 
 
@@ -34,14 +38,13 @@ class Supervisor:
             raise BootagentError(f"{', '.join(missing)} not found", remedy="install runit")
         self._directory.mkdir(parents=True, exist_ok=True)
         self._log.parent.mkdir(parents=True, exist_ok=True)
-        package = Path(bootagent.__file__).parent.parent
         with self._log.open("ab") as log:
             self._init = subprocess.Popen(
                 [sys.executable, "-m", "bootagent.sandbox.init", self._directory],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env={**MINIMAL_ENVIRONMENT, "PYTHONPATH": str(package)},
+                env={**MINIMAL_ENVIRONMENT, "PYTHONPATH": PYTHONPATH},
                 start_new_session=True,
             )
 

@@ -1,0 +1,80 @@
+"""The sandbox with the real agent in it: the demonstration, a rootless boot, and a configuration of one's own."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from bootagent.sandbox import example
+from tests.conftest import processes_of
+
+NOBODY = 65534
+
+
+def bootagent(directory: Path, *words: str, module: str = "bootagent", wrap: Sequence[str] = ()) -> tuple[int, str]:
+    """Run it with ``directory`` for everything temporary; its exit code and all it printed."""
+    temporary = directory / "tmp"
+    temporary.mkdir()
+    temporary.chmod(0o1777)
+    done = subprocess.run(
+        [*wrap, sys.executable, "-m", module, *words],
+        env={**os.environ, "TMPDIR": str(temporary)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert list(temporary.iterdir()) == []
+    assert processes_of(directory) == []
+    return done.returncode, done.stdout
+
+
+def test_the_demonstration(machine_root: Path) -> None:
+    code, said = bootagent(machine_root, module="bootagent.sandbox.demo")
+    assert code == 0, said
+    claims = re.search(r"(\d+) claims made, (\d+) seen to be true", said)
+    assert claims
+    assert claims[1] == claims[2] == "18"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the other tests are rootless already")
+def test_it_needs_no_root(machine_root: Path) -> None:
+    nobody = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "env", "HOME=/nonexistent"]
+    if subprocess.run([*nobody, sys.executable, "-c", "import bootagent"], check=False, capture_output=True).returncode:
+        pytest.skip("nobody else can run this Python")
+    code, said = bootagent(machine_root, "sandbox", wrap=nobody)
+    assert code == 0, said
+    assert "hello.server is healthy" in said
+
+
+def test_a_configuration_and_a_repository_of_ones_own(machine_root: Path) -> None:
+    sample = example.write(machine_root)
+    config = sample.config.read_text().replace("hello", "mine").replace("{environment}.json", "{environment}.tar.gz")
+    sample.config.write_text(config)
+    options = {
+        "--config": sample.config,
+        "--tag": "Role=web",
+        "--publish": f"mine={sample.repository}",
+        "--file": f"/etc/mine/settings.json={sample.settings}",
+        "--root": machine_root / "machine",
+    }
+    words = [str(word) for pair in options.items() for word in pair]
+    code, said = bootagent(machine_root, "sandbox", *words, "--tag", "Environment=production")
+    assert code == 0, said
+    assert "mine.server is healthy" in said
+    assert not (machine_root / "machine").exists()
+
+
+def test_a_configuration_that_is_wrong(machine_root: Path) -> None:
+    (machine_root / "config.toml").write_text("[aps.web]\n")
+    code, said = bootagent(machine_root, "sandbox", "--config", str(machine_root / "config.toml"))
+    assert code == 2
+    assert "did you mean 'apps'?" in said
