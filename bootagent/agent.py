@@ -344,7 +344,7 @@ def _severity(code: int) -> int:
 
 def _said(lane: Lane) -> str:
     verb = {"deploy": "now runs", "rollback": "is back on"}.get(lane.intent, "stays on")
-    return f"{verb} release {lane.release}" + (f" ({lane.label})" if lane.label else "")
+    return f"{verb} release {lane.release}" + (f" ({release.short(lane.label)})" if lane.label else "")
 
 
 def _tail(error: BootagentError) -> str:

@@ -13,7 +13,7 @@ from typing import Literal
 from bootagent.config.model import App, Check, Config, Runit, Service
 from bootagent.errors import BootagentError
 from bootagent.pull.bundle import Limits
-from bootagent.release import Layout, new_name
+from bootagent.release import Layout, new_name, short
 from bootagent.sources import Revision
 from bootagent.state import AppState
 from bootagent.steps.base import Step
@@ -126,7 +126,7 @@ def _lane(config: Config, app: App, known: Known, moment: Moment) -> Lane:
     revision, state, current = known.revision, known.state, known.layout.current
     if isinstance(revision, BootagentError):
         return _keep(config, app, known, standing or current, moment, reason=str(revision), degraded=True)
-    pending = state.pending
+    pending, label = state.pending, short(revision.label)
     if pending and pending.revision == revision.id and (pending.staged or pending.boot_id == moment.boot_id):
         # A run was killed in the middle of this one; its writes are there, since the power did not go with it.
         return _deploy(config, app, known, revision, pending.release, moment, "finish what a killed run began")
@@ -134,16 +134,18 @@ def _lane(config: Config, app: App, known: Known, moment: Moment) -> Lane:
         made_of_it = standing is not None and state.revision_of(standing) == revision.id
         failed = any(one.state == "bad" and one.revision == revision.id for one in state.releases.values())
         if standing and (made_of_it or not moment.retry):
-            reason = f"{revision.label} is what was deployed last"
+            reason = f"{label} is what was deployed last"
             if failed and not made_of_it:
-                reason = f"{revision.label} failed before; publish another, or give it a try with --retry"
+                reason = f"{label} failed before; publish another, or give it a try with --retry"
+            elif not made_of_it and standing in state.releases:
+                reason = f"{label} was rolled back; --retry deploys it again"
             return _keep(config, app, known, standing, moment, reason=reason, degraded=failed and not made_of_it)
         if not standing and current and not moment.retry:
-            reason = f"{revision.label} failed before and there is no other: see whether it works by now"
+            reason = f"{label} failed before and there is no other: see whether it works by now"
             return _deploy(config, app, known, revision, current, moment, reason)
     taken = {*known.layout.releases, *state.releases, *({pending.release} if pending else ())}
     name = new_name(moment.now, taken)
-    return _deploy(config, app, known, revision, name, moment, f"{revision.label} is new")
+    return _deploy(config, app, known, revision, name, moment, f"{label} is new")
 
 
 def _standing(known: Known) -> str | None:

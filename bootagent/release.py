@@ -12,6 +12,7 @@ from bootagent.machine import Machine
 
 _FORMAT = "%Y%m%d%H%M%S"
 _NAME = re.compile(r"\d{14}")
+_DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -54,3 +55,8 @@ def new_name(now: datetime, taken: Collection[str]) -> str:
     if name <= newest:
         name = (datetime.strptime(newest, _FORMAT) + timedelta(seconds=1)).strftime(_FORMAT)
     return name
+
+
+def short(label: str) -> str:
+    """A revision for people: a commit or digest by its first twelve digits, anything else as it is."""
+    return label[:12] if _DIGEST.fullmatch(label) else label

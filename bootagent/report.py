@@ -103,7 +103,13 @@ def status_text(found: Facts) -> str:
     elif not found["running"]:
         lines.append("never ran")
     rows = [
-        [name, one + (" *" if facts["current"] else ""), facts["state"], facts["revision"] or "-", facts["at"] or "-"]
+        [
+            name,
+            one + (" *" if facts["current"] else ""),
+            facts["state"],
+            release.short(facts["revision"] or "-"),
+            facts["at"] or "-",
+        ]
         for name, app in found["apps"].items()
         for one, facts in app["releases"].items()
     ]

@@ -60,7 +60,7 @@ class RevisionFile:
     group: str | None
 
     def __str__(self) -> str:
-        return f"write REVISION {self.revision} into releases/{self.name}"
+        return f"write REVISION into releases/{self.name}"
 
     def is_satisfied(self, machine: Machine) -> bool:
         """Whether it says so."""

@@ -58,8 +58,7 @@ class Services:
         if not self.specs and self.unnamed is None:
             return f"stop and remove the services of {self.app}"
         named = ", ".join(spec.name for spec in self.specs if self.only is None or spec.name in self.only)
-        also = f"{self.release_services}/* of the release" if self.unnamed else ""
-        return f"run and verify the services of {self.app}: {' and '.join(filter(None, (named, also)))}"
+        return f"start and verify the services of {self.app} ({named or self.release_services})"
 
     def is_satisfied(self, machine: Machine) -> bool:
         """Whether all of them are installed as they should be, up for long enough, and pass their check."""
