@@ -1,7 +1,8 @@
 """Many ranged reads of one immutable object at once, handed on in order through a window of fixed size.
 
-One connection to S3 gives some 60-90 MB/s whatever the instance's line; several give the line. Memory is the window:
-each connection owns one slot of it, and may fetch its next part once the reader has taken the last.
+One connection to S3 gives some 60-90 MB/s whatever the instance's line; several give the line. Memory is the window, a
+ring of slots of one part each. There are more connections than slots: a request is sent ahead of its turn, so that the
+tens of milliseconds S3 takes to answer are not spent with a slot empty.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from typing import Any
 from bootagent import aws
 from bootagent.errors import AwsError, BundleError
 
-#: Bytes of one ranged read. More is fewer requests; the window (and so memory) is this times the connections.
+#: Bytes of one ranged read: less is more requests, and each takes botocore a millisecond and a half of the interpreter.
 PART = 2 << 20
-CONNECTIONS = 6
+#: Parts in memory at a time.
+SLOTS = 5
+CONNECTIONS = 12
 #: Bytes asked from a connection at a time; what is lost with a dropped one is at most this.
-STEP = 256 << 10
+STEP = 128 << 10
 #: Tries in a row without a single byte, each of them with botocore's own five behind it.
 TRIES = 6
 BACKOFF_SECONDS = 0.1
@@ -72,12 +75,14 @@ class Ranges:
     ``deadline`` is in seconds on the monotonic clock.
     """
 
-    def __init__(self, source: Source, *, deadline: float, part: int = PART, connections: int = CONNECTIONS) -> None:
+    def __init__(
+        self, source: Source, *, deadline: float, part: int = PART, slots: int = SLOTS, connections: int = CONNECTIONS
+    ) -> None:
         self._source = source
         self._deadline = deadline
         self._part = part
         self._parts = -(-source.size // part)
-        self._slots = min(connections, self._parts)
+        self._slots = min(slots, self._parts)
         self._window = [memoryview(bytearray(min(part, source.size))) for _ in range(self._slots)]
         self._filled = [0] * self._slots
         self._consumed = 0
@@ -88,8 +93,8 @@ class Ranges:
         self._freed = threading.Condition(self._lock)
         self._bodies: dict[int, Any] = {}
         self._threads = [
-            threading.Thread(target=self._work, args=(slot,), name=f"range-{slot}", daemon=True)
-            for slot in range(self._slots)
+            threading.Thread(target=self._work, args=(first, connections), name=f"range-{first}", daemon=True)
+            for first in range(min(connections, self._parts))
         ]
 
     def __enter__(self) -> Ranges:
@@ -144,33 +149,28 @@ class Ranges:
 
     # --- in the threads ----------------------------------------------------------------------------------------
 
-    def _work(self, slot: int) -> None:
+    def _work(self, first: int, step: int) -> None:
         _this_thread.stopped = self._stopped
         try:
-            for part in range(slot, self._parts, self._slots):
-                with self._lock:
-                    self._freed.wait_for(functools.partial(self._may_start, part))
-                if not self._fetch(part, slot):
+            for part in range(first, self._parts, step):
+                if not self._fetch(part):
                     return
         except BaseException as failure:
             with self._lock:
                 self._failure = self._failure or failure
                 self._arrived.notify_all()
 
-    def _may_start(self, part: int) -> bool:
-        return self._consumed > part - self._slots or self._stopped.is_set()
-
-    def _fetch(self, part: int, slot: int) -> bool:
-        """Fill the slot with a part, from as many connections as it takes; False when told to stop."""
+    def _fetch(self, part: int) -> bool:
+        """Fill a slot with a part, from as many connections as it takes; False when told to stop."""
         length, got, tries = self._length(part), 0, 0
         while got < length and not self._stopped.is_set():
             before, failure = got, None
             try:
                 with aws.call(f"read {self._source}", self._action):
-                    for reached in self._read(part, slot, before):
+                    for reached in self._read(part, before):
                         got = reached
                         with self._lock:
-                            self._filled[slot] = got
+                            self._filled[part % self._slots] = got
                             if part == self._consumed:
                                 self._arrived.notify()
             except AwsError as error:
@@ -191,10 +191,10 @@ class Ranges:
         pause = min(MAX_BACKOFF_SECONDS, BACKOFF_SECONDS * 2**tries) * random.uniform(0.5, 1)
         self._stopped.wait(min(pause, max(0.0, self._deadline - time.monotonic())))
 
-    def _read(self, part: int, slot: int, got: int) -> Iterator[int]:
+    def _read(self, part: int, got: int) -> Iterator[int]:
         """One ranged read from byte ``got`` of the part on; yields how many bytes of the part there are so far."""
         first, length = part * self._part, self._length(part)
-        view = self._window[slot]
+        view = self._window[part % self._slots]
         pins = {"IfMatch": self._source.etag, "VersionId": self._source.version_id}
         response = self._client.get_object(
             Bucket=self._source.bucket,
@@ -204,9 +204,13 @@ class Ranges:
         )
         body = response["Body"]
         with self._lock:
-            self._bodies[slot] = body
+            self._bodies[part] = body
         try:
+            if self._stopped.is_set():  # too late for anyone to interrupt the reading
+                return
             self._expect_range(response.get("ContentRange"), first + got, first + length - 1)
+            with self._lock:
+                self._freed.wait_for(functools.partial(self._has_slot, part))
             while got < length and not self._stopped.is_set():
                 count = body.readinto(view[got : min(got + STEP, length)])
                 if not count:
@@ -215,9 +219,12 @@ class Ranges:
                 yield got
         finally:
             with self._lock:
-                del self._bodies[slot]
+                del self._bodies[part]
             if got < length:
                 body.close()  # a connection with bytes left in it cannot be used again
+
+    def _has_slot(self, part: int) -> bool:
+        return self._consumed > part - self._slots or self._stopped.is_set()
 
     def _expect_range(self, said: str | None, first: int, last: int) -> None:
         found = _TOTAL.fullmatch(said or "")

@@ -20,7 +20,7 @@ EXIT_CUT_OFF = 4
 
 
 def main(arguments: list[str]) -> int:
-    """Unpack as told: ``tar`` or ``zip``, most bytes and files, bytes to leave free; then who to be: uid, gid, groups."""
+    """Unpack as told: ``tar`` or ``zip``, the most bytes and files, bytes to leave free; then who to be."""
     kind, *words = arguments
     max_bytes, max_files, reserve, *ids = map(int, words)
     try:
