@@ -70,6 +70,7 @@ def _agent(options: argparse.Namespace, command: str, **more: Any) -> int:
         **more,
     )
     outcome = agent.run(request, _machine(options, told.hear), told.hear_record)
+    told.close()
     if options.json:
         endings = {name: vars(ending) for name, ending in outcome.endings.items()}
         _print_json(vars(outcome) | {"endings": endings})
@@ -176,6 +177,7 @@ def _publish(options: argparse.Namespace) -> int:
         compression=options.compression,
         region=options.region,
     )
+    told.close()
     if options.json:
         _print_json(vars(done) | {"pointer": vars(done.pointer)})
     elif done.unchanged:

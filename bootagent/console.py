@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from typing import Any, Literal, TextIO
@@ -38,7 +39,7 @@ class Console:
                 getattr(self._log, named)(record["event"], **fields)
             return
         if line := _line(record, self._verbose):
-            self._clear()
+            self.close()
             self._stream.write(f"{line}\n")
             self._stream.flush()
 
@@ -47,7 +48,7 @@ class Console:
         if not isinstance(event, Transfer):
             return
         if self._terminal and not self._json:
-            self._stream.write(f"\r\x1b[K{bar(event)}")
+            self._stream.write(f"\r\x1b[K{bar(event, shutil.get_terminal_size().columns - 1)}")
             self._stream.flush()
             self._bar = True
         elif time.monotonic() - self._transfer_told > TRANSFER_LINE_SECONDS:
@@ -57,25 +58,30 @@ class Console:
             else:
                 self._stream.write(f"  {event.label}: {_amount(event)}\n")
 
-    def _clear(self) -> None:
+    def close(self) -> None:
+        """Take the progress bar away."""
         if self._bar:
             self._stream.write("\r\x1b[K")
             self._bar = False
 
 
-def bar(event: Transfer) -> str:
+def bar(event: Transfer, width: int) -> str:
     """One line of progress, e.g. ``  pull web.tar.zst [=====>    ]  54 %  62.4 of 115.3 MB``."""
+    amount = _amount(event)
     if not event.total:
-        return f"  {event.label} {_amount(event)}"
+        return f"  {event.label} {amount}"[:width]
     share = min(1.0, event.done / event.total)
     filled = int(share * BAR_WIDTH)
     drawn = "=" * filled + (">" if filled < BAR_WIDTH else "") + " " * (BAR_WIDTH - filled - 1)
-    return f"  {event.label} [{drawn}] {share * 100:3.0f} %  {_amount(event)}"
+    told = f" [{drawn}] {share * 100:3.0f} %  {amount}"
+    label = event.label if len(event.label) + len(told) + 2 <= width else event.label[: width - len(told) - 3] + "…"
+    return f"  {label}{told}"[:width]
 
 
 def _amount(event: Transfer) -> str:
-    done = f"{event.done / 1e6:.1f}"
-    return f"{done} of {event.total / 1e6:.1f} MB" if event.total else f"{done} MB"
+    scale, unit = (1e6, "MB") if (event.total or event.done) >= 1e6 else (1e3, "kB")
+    done = f"{event.done / scale:.1f}"
+    return f"{done} of {event.total / scale:.1f} {unit}" if event.total else f"{done} {unit}"
 
 
 def _line(record: Record, verbose: bool) -> str | None:

@@ -127,6 +127,24 @@ def test_an_empty_environment_is_enough(stage: Stage, web: App, cloud: Cloud) ->
     assert web.answer() == "one"
 
 
+def test_the_standard_variables_point_it_at_any_simulator(stage: Stage, web: App, cloud: Cloud) -> None:
+    """One without instance metadata, with credentials of its own: tags come from the command line."""
+    web.publish("one")
+    variables = {
+        "AWS_ENDPOINT_URL_S3": cloud.api.endpoint,
+        "AWS_REGION": cloud.region,
+        "AWS_ACCESS_KEY_ID": "other",
+        "AWS_SECRET_ACCESS_KEY": "other",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    words = ["reconfigure", "--root", str(stage.root), "--tag", "Role=web", "--tag", "Environment=staging"]
+    ran = subprocess.run(
+        [sys.executable, "-m", "bootagent", *words], env=variables, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert web.answer() == "one"
+
+
 def test_tags_choose_what_runs_and_a_changed_role_retires_the_old(
     stage: Stage, web: App, agent: Agent, cloud: Cloud
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from bootagent.sandbox.cloud import Cloud
 from tests.conftest import Agent
-from tests.host.stage import BUCKET, App, Stage, compressed, tar
+from tests.host.stage import BUCKET, SERVER, App, Stage, compressed, tar
 
 Breakage = Callable[[App], None]
 
@@ -133,7 +133,7 @@ def test_a_first_release_that_does_not_start_fails_and_is_looked_at_again(stage:
     gate = stage.root / "gate/open"
     gate.parent.chmod(0o755)
     wait = f"import os, sys\nif not os.path.exists({str(gate)!r}): sys.exit('no gate')\n"
-    web.publish("one", web.tree("one") | {"server.py": wait + web.tree("one")["server.py"]})
+    web.publish("one", web.tree("one") | {"server.py": wait + SERVER})
     assert agent("reconfigure").code == 1
     assert stage.release_state("web", web.current) == "bad"
     gate.touch()
