@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -236,8 +235,8 @@ class Sandbox:
             f"for name in $(env | sed -n 's/^\\(\\({foreign}\\)[A-Za-z0-9_]*\\)=.*/\\1/p'); do unset \"$name\"; done"
         ]
         lines += [f"export {name}={shlex.quote(value)}" for name, value in names.items()]
-        if not shutil.which("bootagent"):
-            lines.append(f'bootagent() {{ {shlex.join(self._argv0)} "$@"; }}')
+        # Whether that terminal has one on its path, and which version, is its own affair.
+        lines.append(f'bootagent() {{ PYTHONPATH={shlex.quote(PYTHONPATH)} {shlex.join(self._argv0)} "$@"; }}')
         return "\n".join(lines) + "\n"
 
     def invite(self) -> None:
