@@ -359,6 +359,27 @@ def test_a_holder_that_says_nothing_is_no_reason_to_fail(machine: Machine) -> No
                 pass
 
 
+def test_asking_whether_it_is_held_is_in_nobodys_way(machine: Machine) -> None:
+    """``status --wait`` asks five times a second, and a boot that begins at that moment must not be turned away."""
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            lock.is_held(machine)
+
+    askers = [threading.Thread(target=ask) for _ in range(3)]
+    for asker in askers:
+        asker.start()
+    try:
+        for _ in range(100):
+            with lock.held(machine, "run", 0):
+                pass
+    finally:
+        stop.set()
+        for asker in askers:
+            asker.join()
+
+
 # --- trust -------------------------------------------------------------------------------------------------------
 
 
