@@ -246,15 +246,14 @@ class Sandbox:
         services = sorted(path.name for path in self.machine.real("/etc/service").iterdir())
         commands = {
             "bootagent status --root $SANDBOX_ROOT": "what runs, and which release",
-            "bootagent reconfigure --root $SANDBOX_ROOT": "the same as a boot, without one",
-            "bootagent plan --root $SANDBOX_ROOT": "what that would do",
             "bootagent timeline --root $SANDBOX_ROOT": "where the seconds went",
             **self._publish_commands(),
+            "bootagent plan --root $SANDBOX_ROOT": "what a run would do now",
+            "bootagent reconfigure --root $SANDBOX_ROOT": "the same as a boot, without one",
             f"sv status {services[0] if services else '$SVDIR/*'}": "ask the supervisor",
             "curl -X PUT -d production $SANDBOX_CONTROL/tags/Environment": "change a tag of the instance",
         }
-        width = max(map(len, commands))
-        shown = "\n".join(f"  {command:{width}}  # {meaning}" for command, meaning in commands.items())
+        shown = "\n".join(f"\n  # {meaning}\n  {command}" for command, meaning in commands.items())
         self._out.write(
             f"\nThe machine is {self.root}. In another terminal:\n\n  . {shlex.quote(str(file))}\n{shown}\n\n"
             "Ctrl-C tears everything down.\n"
