@@ -24,7 +24,7 @@ from bootagent.errors import AwsError, BundleError
 #: Bytes of one ranged read: less is more requests, and each takes botocore a millisecond and a half of the interpreter.
 PART = 2 << 20
 #: Parts in memory at a time.
-SLOTS = 5
+SLOTS = 4
 CONNECTIONS = 12
 #: Bytes asked from a connection at a time; what is lost with a dropped one is at most this.
 STEP = 128 << 10
