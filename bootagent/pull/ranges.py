@@ -86,6 +86,7 @@ class Ranges:
         self._window = [memoryview(bytearray(min(part, source.size))) for _ in range(self._slots)]
         self._filled = [0] * self._slots
         self._consumed = 0
+        self._answered = False
         self._failure: BaseException | None = None
         self._stopped = threading.Event()
         self._lock = threading.Lock()
@@ -183,6 +184,8 @@ class Ranges:
     def _bear(self, failure: AwsError | None, tries: int) -> None:
         """Pause before the next try, or raise what makes one pointless. None is a connection that just ended."""
         if failure and failure.code in _REPLACED:
+            if aws.is_absent(failure) and not self._answered:  # it never was there, and S3 says that best itself
+                raise failure
             raise self._replaced() from failure
         if failure and (failure.code not in _PASSING or tries >= TRIES):
             raise failure
@@ -203,6 +206,7 @@ class Ranges:
             **{name: value for name, value in pins.items() if value is not None},
         )
         body = response["Body"]
+        self._answered = True
         with self._lock:
             self._bodies[part] = body
         try:
