@@ -25,11 +25,14 @@ def directory(root: Path, relative: str = ".", *, create: bool = False, owner: I
     """Open the directory ``relative`` below ``root``; yields its descriptor.
 
     With ``create``, missing components are made and given to ``owner``.
-    Raises FileNotFoundError, and BootagentError when a component is a link or no directory.
+    Raises FileNotFoundError, and BootagentError when a component is a link, no directory, or "..".
     """
+    parts = PurePosixPath(relative).parts
+    if ".." in parts or relative.startswith("/"):
+        raise BootagentError(f"{relative!r} is no path below {root}")
     descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        for part in PurePosixPath(relative).parts:
+        for part in parts:
             if create:
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(part, 0o755, dir_fd=descriptor)
@@ -57,10 +60,11 @@ def read(root: Path, relative: str) -> tuple[bytes, int]:
             raise
         except OSError as error:
             raise BootagentError(f"{root / relative} cannot be read: {error.strerror}") from None
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(descriptor)
+        raise BootagentError(f"{root / relative} is no regular file")
     with os.fdopen(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise BootagentError(f"{root / relative} is no regular file")
         if found.st_size > MAX_FILE_BYTES:
             raise BootagentError(f"{root / relative} is larger than {MAX_FILE_BYTES} bytes")
         return file.read(MAX_FILE_BYTES), stat.S_IMODE(found.st_mode)
@@ -106,8 +110,9 @@ def append_line(root: Path, name: str, line: str, *, owner: Identity | None) -> 
     with os.fdopen(descriptor, "r+b", buffering=0) as file:
         size = os.fstat(descriptor).st_size
         file.seek(max(0, size - MAX_LINE_BYTES))
-        if file.read(MAX_LINE_BYTES).splitlines()[-1:] != [line.encode()]:
-            file.write(line.encode() + b"\n")
+        end = file.read(MAX_LINE_BYTES)
+        if end.splitlines()[-1:] != [line.encode()]:
+            file.write((b"" if end.endswith(b"\n") or not end else b"\n") + line.encode() + b"\n")
         if owner and size == 0:
             os.fchown(descriptor, owner.uid, owner.gid)
         os.fsync(descriptor)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bootagent import __version__
-from bootagent.errors import EXIT_DONE, BootagentError, ConfigError, UsageError
+from bootagent.errors import EXIT_DONE, EXIT_FAILED, BootagentError, ConfigError, UsageError
 
 DEFAULT_CONFIG = "/etc/bootagent/config.toml"
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -40,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone
         sys.stderr.close()
         return EXIT_DONE
+    except OSError as error:
+        _complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        return EXIT_FAILED
 
 
 # --- commands ----------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ Logical paths (``str``, as a configuration writes them) become real ones (``Path
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import grp
 import os
@@ -17,6 +18,7 @@ import signal
 import stat
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +32,7 @@ MINIMAL_ENVIRONMENT: Mapping[str, str] = {
     "LANG": "C.UTF-8",
 }
 TAIL_BYTES = 4096
+REMOVE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -230,10 +233,10 @@ class Machine:
         """Remove a directory tree, if it is there. It is renamed first: half a tree never bears its name."""
         doomed = path.with_name(f".{path.name}.removed")
         if doomed.exists():  # left by a run that was killed here
-            shutil.rmtree(doomed)
+            _remove(doomed)
         if path.exists():
             path.rename(doomed)
-            shutil.rmtree(doomed)
+            _remove(doomed)
 
     def sync_filesystem(self, path: Path) -> None:
         """Make everything written to the filesystem that holds ``path`` durable: one syncfs(2), through sync(1)."""
@@ -275,20 +278,52 @@ def login_environment(identity: Identity | None) -> dict[str, str]:
 def writable_by_others(path: Path) -> str | None:
     """Why someone other than root and us could change ``path``, as a clause; None when nobody can.
 
-    Every parent is looked at too: who may rename a directory may replace what is in it.
+    Every directory and link on the way is looked at too: who may rename one may replace what is in it.
     """
     trusted = {0, os.geteuid()}
-    resolved = path.resolve()
-    for place in (resolved, *resolved.parents):
-        found = place.stat()
+    path.stat()  # that it is there, and no link leads in circles
+    for place in _walked(path.absolute()):
+        found = place.lstat()
         if found.st_uid not in trusted:
             return f"{place} belongs to uid {found.st_uid}"
+        if stat.S_ISLNK(found.st_mode):
+            continue
         sticky = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX
         own_group = os.geteuid() != 0 and found.st_gid == os.getegid()
         loose = found.st_mode & (stat.S_IWOTH if own_group or found.st_gid == 0 else stat.S_IWOTH | stat.S_IWGRP)
         if loose and not sticky:
             return f"{place} can be written by others (mode {stat.S_IMODE(found.st_mode):o})"
     return None
+
+
+def _remove(tree: Path) -> None:
+    """shutil.rmtree, again while a program that outlives a killed run for a moment still writes there."""
+    deadline = time.monotonic() + REMOVE_SECONDS
+    while True:
+        try:
+            return shutil.rmtree(tree)
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
+def _walked(path: Path) -> list[Path]:
+    """Every directory and link that decides what an absolute path leads to, and what it leads to."""
+    here, left, places = Path("/"), list(path.parts[1:]), [Path("/")]
+    while left:
+        place = here / left.pop(0)
+        if place.name == "..":
+            here = here.parent
+            continue
+        places.append(place)
+        if place.is_symlink():
+            target = place.readlink()
+            left = [*(target.parts[1:] if target.is_absolute() else target.parts), *left]
+            here = Path("/") if target.is_absolute() else here
+        else:
+            here = place
+    return places
 
 
 def sync_directory(path: Path) -> None:

@@ -11,7 +11,7 @@ from bootagent import beneath
 from bootagent.machine import Machine
 
 _FORMAT = "%Y%m%d%H%M%S"
-_NAME = re.compile(r"\d{14}")
+_NAME = re.compile(r"[0-9]{14}")
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
@@ -38,14 +38,20 @@ def observe(machine: Machine, deploy_to: str) -> Layout:
         return Layout(releases=names)
     name = target.rstrip("/").rpartition("/")[2]
     # A link written by Capistrano names the real path, one in an image may be relative: compare what they reach.
-    if name in names and (root / "current").resolve() == (root / "releases" / name).resolve():
-        return Layout(name, None, names)
+    try:
+        if name in names and (root / "current").samefile(root / "releases" / name):
+            return Layout(name, None, names)
+    except OSError:  # dangling, or going in circles
+        pass
     return Layout(None, target, names)
 
 
 def is_name(name: str) -> bool:
     """Whether a directory name is that of a release."""
-    return _NAME.fullmatch(name) is not None
+    try:
+        return _NAME.fullmatch(name) is not None and bool(datetime.strptime(name, _FORMAT))
+    except ValueError:  # fourteen digits that are no time
+        return False
 
 
 def new_name(now: datetime, taken: Collection[str]) -> str:

@@ -95,8 +95,10 @@ def status_text(found: Facts) -> str:
         now = found["running"]
         lines.append(f"running: {now['phase'] or 'starting'} {now['app'] or ''} {now['step'] or ''}".rstrip())
     if last:
-        role = f"role {last['role']}" + (f" in {last['environment']}" if last["environment"] else "")
-        lines.append(f"{last['outcome']}: {last['command']} of {last['finished']}, {role} (exit {last['exit_code']})")
+        role = f", role {last['role']}" if last["role"] else ""
+        place = f" in {last['environment']}" if last["role"] and last["environment"] else ""
+        ended = f"{last['outcome']}: {last['command']} of {last['finished']}"
+        lines.append(f"{ended}{role}{place} (exit {last['exit_code']})")
         lines += [f"  {name}: {sentence}" for name, sentence in last["apps"].items()]
         if last["error"] and not last["apps"]:
             lines.append(f"  {last['error']}")
@@ -251,7 +253,7 @@ def _looked_at(steps: Mapping[Any, Sequence[Any]], machine: Machine) -> list[Fac
                 try:
                     sure = step.is_satisfied(machine)
                     verdict = "is so" if sure else "would do"
-                except BootagentError as error:
+                except (BootagentError, OSError) as error:
                     sure, verdict = False, f"cannot tell: {error}"
             else:
                 verdict = "would check"

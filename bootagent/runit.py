@@ -78,6 +78,8 @@ def _read(path: Path) -> bytes | None:
         return None
     try:
         return os.read(descriptor, _STATUS_BYTES + 1)
+    except OSError:  # a directory, or a FIFO nobody writes
+        return None
     finally:
         os.close(descriptor)
 

@@ -39,6 +39,14 @@ def texts(app: Mapping[str, Any]) -> list[tuple[tuple[str, ...], str]]:
     return [(path, text) for pattern in FIELDS for path, text in _matching(app, pattern, ())]
 
 
+def is_strict(path: tuple[str, ...]) -> bool:
+    """Whether the text at a path of an app's table becomes part of a path or URL."""
+    for pattern, strict in FIELDS.items():
+        if len(pattern) == len(path) and all(p in ("*", key) for p, key in zip(pattern, path, strict=True)):
+            return strict
+    raise KeyError(path)
+
+
 def _matching(value: Any, pattern: tuple[str, ...], path: tuple[str, ...]) -> list[tuple[tuple[str, ...], str]]:
     if not pattern:
         return [(path, value)] if isinstance(value, str) else []
@@ -51,9 +59,10 @@ def _matching(value: Any, pattern: tuple[str, ...], path: tuple[str, ...]) -> li
     return [found for key, item in items for found in _matching(item, pattern[1:], (*path, key))]
 
 
-def unknown(text: str) -> list[str]:
-    """A sentence for each name in a text that nothing can fill."""
-    return [
+def unknown(text: str, *, strict: bool) -> list[str]:
+    """A sentence for each name in a text that nothing can fill; with ``strict``, for braces that name nothing too."""
+    stray = strict and set(_FIELD.sub("", text)) & {"{", "}"}
+    return [f"{text!r} has a brace that names nothing; write {{{{ or }}}} for a brace"] * bool(stray) + [
         f"{{{name}}} is not known{suggestion(name, NAMES)}; tags are written {{tag:KEY}}"
         for name in names_in(text)
         if not name.startswith("tag:") and name not in NAMES

@@ -76,10 +76,13 @@ def resolve(document: Document, facts: Mapping[str, str], tags: Mapping[str, str
     values |= {f"tag:{key}": value for key, value in tags.items()}
     wanted: list[str] | None = role.get("services")
     problems: list[Problem] = []
-    filled = [_filled(document, name, values, problems) for name in _app_names(document, role)]
+    filled = {name: _filled(document, name, values, problems) for name in _app_names(document, role)}
+    # The rules hold for what the values make of it, too: two directories may meet only on this instance.
+    found = [] if problems else list(rules.check({"apps": filled, "roles": {role_name: role}}))
+    problems += [document.problem(path, sentence) for path, sentence in found]
     if problems:
         raise ConfigError(problems)
-    apps = tuple(_app(name, table, wanted) for name, table in zip(_app_names(document, role), filled, strict=True))
+    apps = tuple(_app(name, table, wanted) for name, table in filled.items())
     return Config(
         role=role_name,
         environment=tags.get(keys["environment"]),
@@ -100,7 +103,7 @@ def _app(name: str, table: Table, wanted: list[str] | None) -> App:
     hooks, limits = table["hooks"], table["limits"]
     return App(
         name=name,
-        deploy_to=table["deploy_to"].rstrip("/"),
+        deploy_to="/" + table["deploy_to"].strip("/"),
         user=user,
         group=group,
         source=S3Source(bucket, key, table["source"].get("region")),
@@ -160,19 +163,11 @@ def _filled(document: Document, name: str, values: Mapping[str, str], problems: 
         holder: Any = table
         for key in path[:-1]:
             holder = holder[int(key[1:-1])] if isinstance(holder, list) else holder[key]
-        strict = coordinates.FIELDS[_generic(path)]
         try:
-            holder[path[-1]] = coordinates.fill(text, values, strict=strict)
+            holder[path[-1]] = coordinates.fill(text, values, strict=coordinates.is_strict(path))
         except ValueError as error:
             problems.append(document.problem(("apps", name, *path), str(error)))
     return table
-
-
-def _generic(path: tuple[str, ...]) -> tuple[str, ...]:
-    for pattern in coordinates.FIELDS:
-        if len(pattern) == len(path) and all(p in ("*", key) for p, key in zip(pattern, path, strict=True)):
-            return pattern
-    raise KeyError(path)
 
 
 def seconds(value: float | str) -> float:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 from bootagent.config import coordinates
 from bootagent.config.schema import Found, suggestion
@@ -20,12 +22,26 @@ def check(tables: Table) -> Iterator[Found]:
         for path, sentence in _check_app(app):
             yield ("apps", name, *path), sentence
     for (one, first), (two, second) in combinations(apps.items(), 2):
-        a, b = PurePosixPath(first["deploy_to"]), PurePosixPath(second["deploy_to"])
+        a, b = _place(first["deploy_to"]), _place(second["deploy_to"])
         if a == b or a in b.parents or b in a.parents:
             yield ("apps", two, "deploy_to"), f"{str(b)!r} collides with {str(a)!r} of app {one!r}"
     for name, role in tables["roles"].items():
         for path, sentence in _check_role(role, apps):
             yield ("roles", name, *path), sentence
+
+
+def _place(path: str) -> PurePosixPath:
+    return PurePosixPath(re.sub("/+", "/", path))  # POSIX lets two leading slashes mean something else
+
+
+def _can_be_asked(url: str) -> bool:
+    if coordinates.names_in(url):  # looked at again once they are filled in
+        return True
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _check_role(role: Table, apps: Table) -> Iterator[Found]:
@@ -45,8 +61,10 @@ def _check_role(role: Table, apps: Table) -> Iterator[Found]:
 
 def _check_app(app: Table) -> Iterator[Found]:
     for path, text in coordinates.texts(app):
-        for sentence in coordinates.unknown(text):
+        for sentence in coordinates.unknown(text, strict=coordinates.is_strict(path)):
             yield path, sentence
+    if not _place(app["deploy_to"]).name:
+        yield ("deploy_to",), "is the root directory"
     linked = [(("linked_dirs", f"[{i}]"), path) for i, path in enumerate(app["linked_dirs"])]
     linked += [
         (("linked_files", f"[{i}]"), item if isinstance(item, str) else item["path"])
@@ -66,6 +84,8 @@ def _check_service(service: Table) -> Iterator[Found]:
     kinds = [kind for kind in ("http", "tcp", "command") if kind in check]
     if len(kinds) > 1:
         yield ("check",), f"has {' and '.join(kinds)}; keep one"
+    if "http" in check and not _can_be_asked(check["http"]):
+        yield ("check", "http"), f"{check['http']!r} has no host, or a port that is none"
     if "tcp" in check and not 0 < int(check["tcp"].rpartition(":")[2]) < 65536:
         yield ("check", "tcp"), f"{check['tcp']!r} has no port between 1 and 65535"
     for key, value in service["env"].items():

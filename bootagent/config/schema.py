@@ -100,9 +100,11 @@ def _check_table(value: dict[str, Any], schema: Schema, path: tuple[str, ...]) -
 def _check_scalar(value: Any, schema: Schema, path: tuple[str, ...]) -> Iterator[Found]:
     if "enum" in schema and value not in schema["enum"]:
         yield path, f"{_shown(value)} is not one of {', '.join(map(repr, schema['enum']))}"
-    if "minimum" in schema and value < schema["minimum"]:
+    if "minimum" in schema and not value >= schema["minimum"]:  # so put, because of nan
         yield path, f"{value} is less than {schema['minimum']}"
-    if "pattern" in schema and not re.search(schema["pattern"], value):
+    if "maximum" in schema and not value <= schema["maximum"]:
+        yield path, f"{value} is more than {schema['maximum']}"
+    if "pattern" in schema and not _matches(schema["pattern"], value):
         meant = schema.get("description", "").rstrip(".")
         yield path, f"{_shown(value)} is not {_article(meant)}" if meant else f"{_shown(value)} has the wrong form"
 
@@ -125,6 +127,11 @@ def _check_one_of(value: Any, branches: Sequence[Schema], path: tuple[str, ...])
         yield path, f"{_shown(value)} is not {called}"
         return
     yield from check(value, fitting[0], path)
+
+
+def _matches(pattern: str, value: str) -> bool:
+    """Its regular expressions are ECMA-262's, whose ``$`` is the very end; Python's lets a newline follow."""
+    return re.search(pattern.replace("$", r"\Z"), value) is not None
 
 
 def _followed(schema: Schema) -> Schema:

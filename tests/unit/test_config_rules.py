@@ -96,7 +96,7 @@ def test_rules_report_everything_at_once_too() -> None:
 
 
 @pytest.mark.parametrize(
-    "other", ["/srv/web", "/srv/web/", "/srv/web/api", "/srv", "/srv//web", "/srv/./web", "//srv/web", "/"]
+    "other", ["/srv/web", "/srv/web/", "/srv/web/api", "/srv", "/srv//web", "/srv/./web", "//srv/web"]
 )
 def test_two_apps_cannot_share_a_directory_or_nest(other: str) -> None:
     ((key, sentence),) = told(BASE + API.replace("/srv/api", other) + ROLE)

@@ -126,7 +126,8 @@ def test_it_is_a_schema_of_the_draft_it_names() -> None:
 def test_it_uses_only_words_our_reader_knows() -> None:
     known = {
         *("$schema", "$defs", "$ref", "title", "description", "default", "type", "oneOf", "const", "enum"),
-        *("properties", "additionalProperties", "propertyNames", "required", "items", "minItems", "minimum", "pattern"),
+        *("properties", "additionalProperties", "propertyNames", "required", "items", "minItems", "pattern"),
+        *("minimum", "maximum"),
     }
 
     def words(one: Table) -> Iterator[str]:

@@ -42,7 +42,7 @@ def test_user_data_of_ours(body: bytes, tags: dict[str, str]) -> None:
         b"#bootagent: x\n[",
         b"\xff\xfe\x00#bootagent\n",
         bytes(range(256)),
-        gzip.compress(b"#bootagent\n[tags]\nRole = 'x'\n"),
+        gzip.compress(b"#bootagent\n[tags]\nRole = 'x'\n", mtime=0),
     ],
 )
 def test_user_data_of_others_is_left_alone(body: bytes | None) -> None:

@@ -45,13 +45,13 @@ class Arena:
         (base / "beside").chmod(0o600)
 
     def unpack(self, archive: bytes, kind: str = "tar", **limits: int) -> Outcome:
-        given = {"max_bytes": 1 << 30, "max_files": 100_000, "reserve": 0, **limits}
+        most_bytes, most_files = limits.get("max_bytes", 1 << 30), limits.get("max_files", 100_000)
+        reserve = limits.get("reserve", 0)
+        command = program.unpacker(kind, max_bytes=most_bytes, max_files=most_files, reserve=reserve)
         with tempfile.TemporaryFile() as file:
             file.write(archive)
             file.seek(0)
-            done = subprocess.run(
-                program.unpacker(kind, **given), stdin=file, capture_output=True, cwd=self.into, env={}, check=False
-            )
+            done = subprocess.run(command, stdin=file, capture_output=True, cwd=self.into, env={}, check=False)
         return Outcome(done.returncode, done.stdout.decode(), done.stderr.decode().strip())
 
     def expect_nothing_outside(self) -> None:
