@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ _EPILOG = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     options = _parser().parse_args(arguments)
+    os.umask(0o022)  # directories that other users must pass through are made here; secrets say their own mode
     try:
         run: Callable[[argparse.Namespace], int] = options.run
         return run(options)

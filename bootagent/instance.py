@@ -115,7 +115,12 @@ def _with_tags(
         merged = _merged({origin: own, **layers})
         missing = _missing(required, merged.tags)
         if missing and (seen is None or time.monotonic() - started > EC2_AFTER_SECONDS):
-            own, origin, asked_ec2 = {**own, **ec2_tags(instance)}, "ec2", True
+            try:
+                own, origin, asked_ec2 = {**own, **ec2_tags(instance)}, "ec2", True
+            except AwsError:
+                if seen is None:
+                    raise
+                # Metadata shows tags, so EC2 need not be allowed: go on waiting for the missing one.
             merged = _merged({origin: own, **layers})
             missing = _missing(required, merged.tags)
         if not missing:

@@ -32,6 +32,8 @@ MINIMAL_ENVIRONMENT: Mapping[str, str] = {
     "LANG": "C.UTF-8",
 }
 TAIL_BYTES = 4096
+#: Of what a program prints, no more than this is kept: its end.
+OUTPUT_BYTES = 1024 * 1024
 REMOVE_SECONDS = 5.0
 
 
@@ -128,7 +130,7 @@ class Machine:
         env: Mapping[str, str] | None = None,
         check: bool = True,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a program with a minimal environment plus ``env``, no standard input, output captured together.
+        """Run a program with a minimal environment plus ``env``, no standard input, the end of its output kept.
 
         The program's whole process group is killed after ``timeout`` seconds.
         Raises CommandError when it cannot be started, fails (with ``check``) or is late.
@@ -145,10 +147,11 @@ class Machine:
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
                 if isinstance(caught, subprocess.TimeoutExpired):
-                    raise CommandError(f"{shown} took longer than {timeout:g} s", tail=_tail(output)) from None
+                    raise CommandError(
+                        f"{shown} took longer than {timeout:g} s", tail=_tail(output, TAIL_BYTES)
+                    ) from None
                 raise
-            output.seek(0)
-            text = output.read().decode(errors="replace")
+            text = _tail(output, OUTPUT_BYTES)
             if check and code != 0:
                 raise CommandError(f"{shown} {_ending(code)}", tail=text[-TAIL_BYTES:])
         return subprocess.CompletedProcess([str(word) for word in argv], code, text)
@@ -335,10 +338,10 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def _tail(file: IO[bytes]) -> str:
+def _tail(file: IO[bytes], most: int) -> str:
     size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - TAIL_BYTES))
-    return file.read().decode(errors="replace")
+    file.seek(max(0, size - most))
+    return file.read(most).decode(errors="replace")
 
 
 def _ending(code: int) -> str:

@@ -111,12 +111,12 @@ def put_back(config: Config, app: App, state: AppState, release: str, *, left: s
 
 
 def previous(layout: Layout, state: AppState) -> str | None:
-    """The release to roll back to: the newest before the current one that is not known to be bad or unfinished."""
+    """The release to roll back to: the newest before the current one that is good, or somebody else's."""
     unfinished = state.pending.release if state.pending else None
     older = [
         name
         for name in layout.releases
-        if name < (layout.current or "~") and name != unfinished and not state.is_bad(name)
+        if name < (layout.current or "~") and name != unfinished and state.is_proven(name)
     ]
     return max(older, default=None)
 
@@ -180,7 +180,6 @@ def _deploy(config: Config, app: App, known: Known, revision: Revision, name: st
             "BOOTAGENT_ROLE": config.role,
             "BOOTAGENT_ENVIRONMENT": config.environment or "",
             "BOOTAGENT_REVISION": revision.label,
-            "BOOTAGENT_DEPLOY_TO": app.deploy_to,
         }
         stage.append(
             Prepared(

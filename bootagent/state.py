@@ -58,6 +58,10 @@ class AppState:
         """What a release is made of; None when it is not ours."""
         return self.releases[name].revision if name in self.releases else None
 
+    def is_proven(self, name: str) -> bool:
+        """Whether a release is good, or somebody else's business."""
+        return name not in self.releases or self.releases[name].state == "good"
+
     def is_bad(self, name: str) -> bool:
         """Whether a release failed its activation."""
         return name in self.releases and self.releases[name].state == "bad"

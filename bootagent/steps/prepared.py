@@ -12,7 +12,8 @@ from bootagent.machine import Machine, writable_by_others
 class Prepared:
     """The ``prepare`` hook has succeeded in this release, once; ``marker`` holds what it printed.
 
-    It runs as the app's user, in the release, with a minimal environment plus ``env``.
+    It runs as the app's user, in the release, with a minimal environment plus ``env`` and the release's real path as
+    ``BOOTAGENT_RELEASE``.
     """
 
     release: str
@@ -47,7 +48,7 @@ class Prepared:
             timeout=self.within,
             identity=machine.identity(self.user, self.group),
             cwd=release,
-            env=dict(self.env),
+            env={**dict(self.env), "BOOTAGENT_RELEASE": str(release)},
         )
         marker = machine.real(self.marker)
         machine.make_directory(marker.parent, mode=0o700)

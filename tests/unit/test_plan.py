@@ -167,7 +167,6 @@ def deployed(name: str, what: str, *prune: str) -> dict[Phase, tuple[Step, ...]]
     path = f"/srv/web/releases/{name}"
     environment = (
         ("BOOTAGENT_APP", "web"),
-        ("BOOTAGENT_DEPLOY_TO", "/srv/web"),
         ("BOOTAGENT_ENVIRONMENT", "staging"),
         ("BOOTAGENT_REVISION", what),
         ("BOOTAGENT_ROLE", "web"),
