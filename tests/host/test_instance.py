@@ -465,6 +465,19 @@ def test_metadata_that_lags_is_not_the_last_word(inside: Cloud, monkeypatch: pyt
     assert inside.count("ec2", "DescribeTags") == 1
 
 
+def test_metadata_that_lags_is_waited_for_where_ec2_may_not_be_asked(
+    inside: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(instance, "POLL_SECONDS", 0.1)
+    monkeypatch.setattr(instance, "EC2_AFTER_SECONDS", 0.0)
+    inside.api.fail("ec2", "DescribeTags", code="UnauthorizedOperation", status=403, times=1000)
+    inside.set_tag("Team", "blue", after=0.8)
+    found = read(within=30, required={"Role", "Team"})
+    assert (found.tags["Team"], found.tag_origin["Team"]) == ("blue", "metadata")
+    said, _ = refusal(within=0.5, required={"Colour"})
+    assert "the instance has no tag Colour" in said
+
+
 # --- facts -------------------------------------------------------------------------------------------------------
 
 

@@ -397,6 +397,28 @@ def test_a_variable_that_ends_in_blanks_by_its_tag_is_refused_like_one_that_is_w
         app('[apps.web.services.a]\nenv = { TEAM = "{tag:Team}" }', {**TAGS, "Team": "blue "})
 
 
+@pytest.mark.parametrize("value", ["{x}", "{environment}", "{{x}}", "}{", '{"a": {"b": 1}}'])
+def test_braces_that_a_tag_brings_are_plain_text(value: str) -> None:
+    found = app('[apps.web.services.a]\nenv = { TEAM = "<{tag:Team}>" }', {**TAGS, "Team": value})
+    assert found.services[0].env == (("TEAM", f"<{value}>"),)
+
+
+def test_doubled_braces_come_out_single_wherever_values_are_filled_in() -> None:
+    found = app(
+        """
+        linked_files = [{ path = "a", from = "/etc/{{b}}" }]
+        [apps.web.services.a]
+        env = { JSON = '{{"a": {{"b": "{environment}"}}}}', NAME = "{{x}}" }
+        check = { http = "http://127.0.0.1/{{c}}" }
+        """,
+        url="s3://b/{{web}}.json",
+    )
+    assert found.source.key == "{web}.json"
+    assert found.linked_files[0].origin == "/etc/{b}"
+    assert found.services[0].env == (("JSON", '{"a": {"b": "staging"}}'), ("NAME", "{x}"))
+    assert found.services[0].check.http == "http://127.0.0.1/{c}"
+
+
 def test_all_missing_values_are_told_at_once() -> None:
     text = PROMISED.replace("/srv/web", "/srv/{tag:Team}").replace(
         "[roles", '[apps.web.services.b]\nenv = { A = "{tag:B}" }\n[roles'
