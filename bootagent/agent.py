@@ -251,7 +251,7 @@ class _Run:
             # Durable on disk only once the switch has been made, which syncs first.
             resumed = known.pending is not None and known.pending.release == lane.release and known.pending.staged
             pending = Pending(lane.release, lane.revision, lane.label, boot_id(), phase == "serve" or resumed)
-            known = replace(known, pending=pending)
+            known = replace(known, pending=pending, proven=lane.fallback or known.proven)
             record = ReleaseRecord("active" if phase == "serve" else "staged", lane.revision, lane.label, timestamp())
             found = found.with_app(lane.app, known.with_release(lane.release, record))
         if found != self._state:
@@ -267,6 +267,7 @@ class _Run:
             known = replace(known, revision=lane.revision, pending=None).with_release(lane.release, record)
         elif lane.intent == "rollback" or not lane.degraded:
             known = replace(known, pending=None)
+        known = replace(known, proven=lane.release)
         self._save(self._state.with_app(lane.app, self._without_pruned(known, app)))
         code = EXIT_DEGRADED if lane.degraded else EXIT_DONE
         return Ending(code, f"{_said(lane)}; {lane.reason}")

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,12 +140,24 @@ def _timeline(options: argparse.Namespace) -> int:
 def _facts(options: argparse.Namespace) -> int:
     from bootagent import console, instance
 
-    found = instance.read(instance.Overrides(arguments=_tags(options)), lambda tags: set(), within=options.within)
-    facts = {name: value for name, value in vars(found).items() if name not in ("tags", "tag_origin")}
+    arguments = _tags(options)
+    found = instance.read(instance.Overrides(arguments=arguments), lambda tags: set(), within=options.within)
+    if not set(found.tags) - set(arguments):  # metadata shows none: a boot would ask EC2 now
+        try:
+            own = instance.ec2_tags(found)
+            found = replace(
+                found, tags={**own, **found.tags}, tag_origin={**dict.fromkeys(own, "ec2"), **found.tag_origin}
+            )
+        except BootagentError as error:
+            _complain(str(error))
+    facts = {name: value for name, value in vars(found).items() if name not in ("tags", "tag_origin", "region_origin")}
     if options.json:
         _print_json(facts | {"tags": dict(found.tags), "tag_origin": dict(found.tag_origin)})
     else:
-        rows = [[name, value or "-", "metadata"] for name, value in facts.items()]
+        rows = [
+            [name, value or "-", found.region_origin if name == "region" else "metadata"]
+            for name, value in facts.items()
+        ]
         rows += [[f"tag:{key}", value, found.tag_origin[key]] for key, value in sorted(found.tags.items())]
         print(console.table(rows, ["FACT", "VALUE", "FROM"]))
     return EXIT_DONE

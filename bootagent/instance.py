@@ -32,7 +32,7 @@ RequiredTags = Callable[[Tags], set[str]]
 
 @dataclass(frozen=True)
 class Instance:
-    """An instance's identity and tags. ``tag_origin`` says where each tag's value came from."""
+    """An instance's identity and tags; ``region_origin`` and ``tag_origin`` say where those values came from."""
 
     instance_id: str | None
     region: str | None
@@ -43,6 +43,7 @@ class Instance:
     private_ip: str | None = None
     tags: Tags = field(default_factory=dict)
     tag_origin: Mapping[str, str] = field(default_factory=dict)
+    region_origin: str = "metadata"
 
     def coordinates(self) -> dict[str, str]:
         """What a configuration may interpolate besides role, environment and tags; only what is known."""
@@ -89,10 +90,11 @@ def _identity(metadata: Metadata) -> Instance:
             document = json.loads(text)
         except ValueError:
             raise MetadataError(f"the instance identity document is no JSON: {text[:80]!r}") from None
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or document.get("region")
+    named = _named_region()
     return Instance(
         instance_id=document.get("instanceId") or metadata.get("meta-data/instance-id"),
-        region=region or metadata.get("meta-data/placement/region"),
+        region=named or document.get("region") or metadata.get("meta-data/placement/region"),
+        region_origin="environment" if named else "metadata",
         availability_zone=document.get("availabilityZone") or metadata.get("meta-data/placement/availability-zone"),
         account_id=document.get("accountId"),
         instance_type=document.get("instanceType"),
@@ -219,8 +221,11 @@ def _without_metadata(overrides: Overrides, required: RequiredTags) -> Instance:
             f"no value for {', '.join(missing)}: AWS_EC2_METADATA_DISABLED is set",
             remedy="name it with --tag KEY=VALUE",
         )
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    return _replaced(Instance(instance_id=None, region=region), merged)
+    return _replaced(Instance(instance_id=None, region=_named_region(), region_origin="environment"), merged)
+
+
+def _named_region() -> str | None:
+    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
 
 
 def _tags_missing(missing: list[str], tags: Tags, *, shown: bool, asked_ec2: bool) -> MetadataError:

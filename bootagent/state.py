@@ -43,12 +43,16 @@ class Pending:
 
 @dataclass(frozen=True)
 class AppState:
-    """``revision`` is the identity last dealt with, well or badly: only another one makes a new release."""
+    """``revision`` is the identity last dealt with, well or badly: only another one makes a new release.
+
+    ``proven`` is the release last seen to serve, whoever made it: the one to go back to.
+    """
 
     deploy_to: str
     revision: str | None = None
     pending: Pending | None = None
     releases: Mapping[str, ReleaseRecord] = field(default_factory=dict)
+    proven: str | None = None
 
     def with_release(self, name: str, record: ReleaseRecord) -> AppState:
         """The same with one record added or replaced."""
@@ -62,12 +66,14 @@ class AppState:
         """Whether a release is good, or somebody else's business."""
         return name not in self.releases or self.releases[name].state == "good"
 
-    def is_bad(self, name: str) -> bool:
+    def is_bad(self, name: str | None) -> bool:
         """Whether a release failed its activation."""
-        return name in self.releases and self.releases[name].state == "bad"
+        return name is not None and name in self.releases and self.releases[name].state == "bad"
 
     def last_good(self, present: tuple[str, ...]) -> str | None:
-        """The newest good release among those present."""
+        """The release last seen to serve, or else the newest good one, among those present."""
+        if self.proven in present and not self.is_bad(self.proven):
+            return self.proven
         good = [name for name, record in self.releases.items() if record.state == "good" and name in present]
         return max(good, default=None)
 
@@ -142,6 +148,7 @@ def _from_json(found: Any) -> State:
             name: AppState(
                 deploy_to=app["deploy_to"],
                 revision=app["revision"],
+                proven=app.get("proven"),
                 pending=Pending(**app["pending"]) if app["pending"] else None,
                 releases={key: ReleaseRecord(**record) for key, record in app["releases"].items()},
             )

@@ -78,7 +78,7 @@ def resolve(document: Document, facts: Mapping[str, str], tags: Mapping[str, str
     problems: list[Problem] = []
     filled = {name: _filled(document, name, values, problems) for name in _app_names(document, role)}
     # The rules hold for what the values make of it, too: two directories may meet only on this instance.
-    found = [] if problems else list(rules.check({"apps": filled, "roles": {role_name: role}}))
+    found = [] if problems else list(rules.check({"apps": filled, "roles": {role_name: role}}, filled=True))
     problems += [document.problem(path, sentence) for path, sentence in found]
     if problems:
         raise ConfigError(problems)

@@ -15,11 +15,18 @@ from bootagent.config.schema import Found, suggestion
 Table = dict[str, Any]
 
 
-def check(tables: Table) -> Iterator[Found]:
-    """Yield (key path, sentence) for everything that does not fit. The tables are complete."""
+def check(tables: Table, *, filled: bool = False) -> Iterator[Found]:
+    """Yield (key path, sentence) for everything that does not fit.
+
+    The tables are complete; ``filled``: coordinates are filled in, and what braces are left are just braces.
+    """
     apps: Table = tables["apps"]
     for name, app in apps.items():
-        for path, sentence in _check_app(app):
+        if not filled:
+            for path, text in coordinates.texts(app):
+                for sentence in coordinates.unknown(text, strict=coordinates.is_strict(path)):
+                    yield ("apps", name, *path), sentence
+        for path, sentence in _check_app(app, filled=filled):
             yield ("apps", name, *path), sentence
     for (one, first), (two, second) in combinations(apps.items(), 2):
         a, b = _place(first["deploy_to"]), _place(second["deploy_to"])
@@ -35,8 +42,6 @@ def _place(path: str) -> PurePosixPath:
 
 
 def _can_be_asked(url: str) -> bool:
-    if coordinates.names_in(url):  # looked at again once they are filled in
-        return True
     try:
         parts = urlsplit(url)
         return bool(parts.hostname) and parts.port != 0
@@ -59,10 +64,7 @@ def _check_role(role: Table, apps: Table) -> Iterator[Found]:
             yield ("services", f"[{index}]"), f"{app!r} is no app of this role{suggestion(app, chosen)}"
 
 
-def _check_app(app: Table) -> Iterator[Found]:
-    for path, text in coordinates.texts(app):
-        for sentence in coordinates.unknown(text, strict=coordinates.is_strict(path)):
-            yield path, sentence
+def _check_app(app: Table, *, filled: bool) -> Iterator[Found]:
     if not _place(app["deploy_to"]).name:
         yield ("deploy_to",), "is the root directory"
     linked = [(("linked_dirs", f"[{i}]"), path) for i, path in enumerate(app["linked_dirs"])]
@@ -75,16 +77,17 @@ def _check_app(app: Table) -> Iterator[Found]:
         if a == b or a in b.parents or b in a.parents:
             yield where, f"{second!r} collides with {first!r}"
     for name, service in app["services"].items():
-        for path, sentence in _check_service(service):
+        for path, sentence in _check_service(service, filled=filled):
             yield ("services", name, *path), sentence
 
 
-def _check_service(service: Table) -> Iterator[Found]:
+def _check_service(service: Table, *, filled: bool) -> Iterator[Found]:
     check = service["check"]
     kinds = [kind for kind in ("http", "tcp", "command") if kind in check]
     if len(kinds) > 1:
         yield ("check",), f"has {' and '.join(kinds)}; keep one"
-    if "http" in check and not _can_be_asked(check["http"]):
+    open_url = not filled and coordinates.names_in(check.get("http", ""))  # looked at again once it is filled in
+    if "http" in check and not open_url and not _can_be_asked(check["http"]):
         yield ("check", "http"), f"{check['http']!r} has no host, or a port that is none"
     if "tcp" in check and not 0 < int(check["tcp"].rpartition(":")[2]) < 65536:
         yield ("check", "tcp"), f"{check['tcp']!r} has no port between 1 and 65535"

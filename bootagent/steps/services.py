@@ -201,7 +201,7 @@ class _Watch:
         self.healthy = False
         self.failed: str | None = None
         self.pid = 0
-        self._pids: set[int] = set()
+        self._ends: set[float] = set()
         self._since = 0.0
         self._problem: str | None = None
         self._scanned_by = time.monotonic() + 3 * runit.SCAN_SECONDS
@@ -221,7 +221,8 @@ class _Watch:
         pid = found.pid if found and found.state == "run" else 0
         if pid != self.pid:
             self.pid, self._since = pid, now
-            self._pids |= {pid} - {0}
+        if found and not pid and found.wants_up:
+            self._ends.add(found.since)  # runsv waits a second between two of them, so that each is seen
         if pid and now - self._since >= self.wanted.spec.stable_for and now >= self._next_check:
             self._problem = self.wanted.problem(machine)
             again = runit.status(self.wanted.directory.inner(machine))
@@ -231,10 +232,10 @@ class _Watch:
             self.failed = self._why()
 
     def _why(self) -> str:
-        if len(self._pids) > 1:
-            return f"it crashed {len(self._pids) - 1} times"
+        if len(self._ends) > 1:
+            return f"it crashed {len(self._ends)} times"
         if not self.pid:
-            return "it ended at once" if self._pids else "it did not start"
+            return "it ended at once" if self._ends else "it did not start"
         return self._problem or f"it was not up for {self.wanted.spec.stable_for:g} s"
 
 

@@ -87,6 +87,17 @@ def test_rollback_goes_back_and_is_not_undone_by_a_rerun(stage: Stage, web: App,
     assert [run["command"] for run in runs].count("rollback") == 5
 
 
+def test_a_bad_release_falls_back_to_the_one_rolled_back_to(stage: Stage, web: App, agent: Agent) -> None:
+    for version in ("one", "two"):
+        web.publish(version)
+        assert agent("reconfigure").code == 0
+    one, _ = web.releases
+    assert agent("rollback").code == 0
+    web.publish("bad", {**web.tree("bad"), "server.py": "raise SystemExit(1)\n"})
+    assert agent("reconfigure").code == 3
+    assert web.current == one and web.answer() == "one"
+
+
 def test_rollback_sees_capistrano_s_releases(stage: Stage, web: App, agent: Agent) -> None:
     web.publish("one")
     assert agent("reconfigure").code == 0

@@ -70,6 +70,7 @@ def test_an_instance_as_it_is(inside: Cloud) -> None:
         private_ip=told.local_ipv4,
         tags={"Role": "web", "Environment": "staging"},
         tag_origin={"Role": "metadata", "Environment": "metadata"},
+        region_origin="environment",
     )
 
 

@@ -93,6 +93,7 @@ def test_with_metadata_disabled_only_arguments_and_defaults_count(monkeypatch: p
         region="eu-north-1",
         tags={"Role": "web", "Team": "blue"},
         tag_origin={"Role": "argument", "Team": "defaults"},
+        region_origin="environment",
     )
     assert found.coordinates() == {"region": "eu-north-1"}
 

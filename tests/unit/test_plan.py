@@ -599,6 +599,19 @@ def test_the_current_one_stays_though_it_is_bad() -> None:
     assert doomed(made(known, app=replace(WEB, keep_releases=1))) == ()
 
 
+def test_what_a_killed_run_left_falls_back_to_the_release_last_seen_to_serve() -> None:
+    """Rolled back from R3 to R2, then killed after the switch to R4: R2 is what worked, not the newest good one."""
+    state = replace(
+        remembered(
+            "c", killed=pending(R4, "d", staged=True), **{f"r{R2}": good("b"), f"r{R3}": good("c"), f"r{R4}": good("d")}
+        ),
+        proven=R2,
+    )
+    state = state.with_release(R4, record("active", "d"))
+    lane = made(facts("d", state, releases=(R2, R3, R4), current=R4))
+    assert (lane.intent, lane.release, lane.fallback) == ("deploy", R4, R2)
+
+
 NAMES = [f"202611{day:02}120000" for day in range(1, 13)]
 RECORDS = st.one_of(
     st.none(), st.builds(record, st.sampled_from(["good", "bad", "staged", "active"]), st.sampled_from("abc"))
