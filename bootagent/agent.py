@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from bootagent import __version__, plan, release, runit, servicedir, sources, state
+from bootagent import __version__, aws, plan, release, runit, servicedir, sources, state
 from bootagent.config import document, resolve
 from bootagent.config.document import Document
 from bootagent.config.model import App, Config
@@ -17,8 +18,11 @@ from bootagent.errors import (
     EXIT_DEGRADED,
     EXIT_DONE,
     EXIT_FAILED,
+    EXIT_USAGE,
+    AwsError,
     BootagentError,
     ConfigError,
+    MachineError,
     StepError,
     UsageError,
 )
@@ -27,9 +31,12 @@ from bootagent.journal import Hearer, Journal, boot_id, timestamp, uptime
 from bootagent.lock import held
 from bootagent.machine import Machine, Note
 from bootagent.plan import PHASES, Known, Lane, Moment, Phase, Plan
+from bootagent.release import Layout
 from bootagent.state import LastRun, Pending, ReleaseRecord, State
 from bootagent.steps.base import Step
 
+#: How long a rerun waits for credentials and a route; a boot waits as long as for its tags.
+EARLY_SECONDS = 5.0
 OUTCOMES = {EXIT_DONE: "done", EXIT_DEGRADED: "degraded", EXIT_FAILED: "failed"}
 
 
@@ -76,7 +83,14 @@ def run(request: Request, machine: Machine, hearer: Hearer) -> Outcome:
         )
         work = _Run(request, machine, journal)
         outcome = replace(work.outcome(), seconds=round(journal.elapsed(), 3))
-        work.remember(_last_run(request, journal, started, outcome, work))
+        try:
+            work.remember(
+                None
+                if outcome.exit_code == EXIT_USAGE and work.config
+                else _last_run(request, journal, started, outcome, work)
+            )
+        except BootagentError as error:  # on a full disk, too, the exit code is to be the truth
+            outcome = replace(outcome, problems=(*outcome.problems, str(error)))
         journal.record("run-end", exit_code=outcome.exit_code, outcome=OUTCOMES.get(outcome.exit_code, "refused"))
         journal.close()
         return outcome
@@ -97,24 +111,53 @@ def read_instance(request: Request, found: Document) -> Instance:
     )
 
 
-def look(config: Config, instance: Instance, machine: Machine, known: State) -> dict[str, Known]:
-    """What the disk, the sources and the state say of every app; sources are asked side by side."""
+def look(config: Config, instance: Instance, machine: Machine, known: State, patience: float = 0.0) -> dict[str, Known]:
+    """What the disk, the sources and the state say of every app; sources are asked side by side.
+
+    For ``patience`` seconds, credentials and a route that are not there yet are waited for. What cannot be seen of one
+    app is that app's failure alone.
+    """
+    deadline = time.monotonic() + patience
 
     def one(app: App) -> Known:
+        layout, remembered = Layout(), known.app(app.name, app.deploy_to)
         try:
-            revision: sources.Revision | BootagentError = sources.resolve(app.source, instance.region)
+            layout = release.observe(machine, app.deploy_to)
+            return Known(layout, _resolved(app, instance.region, deadline), remembered)
         except BootagentError as error:
-            revision = error
-        return Known(release.observe(machine, app.deploy_to), revision, known.app(app.name, app.deploy_to))
+            return Known(layout, error, remembered)
+        except OSError as error:
+            return Known(layout, MachineError(f"{app.deploy_to}: {error.strerror}"), remembered)
+        except Exception as error:  # a fault of ours must not keep the other apps from their turn
+            return Known(layout, BootagentError(f"internal error, please report it: {error!r}"), remembered)
 
     return dict(zip([app.name for app in config.apps], _side_by_side(one, config.apps), strict=True))
 
 
-def make_plan(config: Config, known: Mapping[str, Known], instance: Instance, machine: Machine, retry: bool) -> Plan:
-    """The plan for this moment."""
+def _resolved(app: App, region: str | None, deadline: float) -> sources.Revision:
+    while True:
+        try:
+            return sources.resolve(app.source, region)
+        except AwsError as error:
+            if not aws.is_early(error) or time.monotonic() >= deadline:
+                raise
+            aws.forget_clients()
+            time.sleep(1)
+
+
+def make_plan(
+    config: Config,
+    known: Mapping[str, Known],
+    known_apps: Collection[str],
+    instance: Instance,
+    machine: Machine,
+    retry: bool,
+) -> Plan:
+    """The plan for this moment; ``known_apps`` are those the state tells of."""
     moment = Moment(datetime.now(timezone.utc), boot_id(), instance.region, retry)
     wanted = {app.name for app in config.apps}
-    retired = [app for app in servicedir.apps_installed(machine, config.runit.definitions) if app not in wanted]
+    before = {*servicedir.apps_installed(machine, config.runit.definitions), *known_apps}
+    retired = sorted(before - wanted)
     return plan.make(config, known, retired, moment)
 
 
@@ -125,12 +168,15 @@ class _Run:
         self._request = request
         self._machine = machine
         self._journal = journal
-        self._state = state.load(machine)
+        found = state.load(machine)
+        self._begun_before = found.begun
+        self._state = replace(found, begun=journal.run)
         self._document: Document | None = None
         self.config: Config | None = None
 
     def outcome(self) -> Outcome:
         try:
+            self._save(self._state)
             return self._carry_out(self._planned())
         except ConfigError as error:
             return Outcome(error.exit_code, {}, tuple(map(str, error.problems)))
@@ -138,12 +184,20 @@ class _Run:
             return Outcome(error.exit_code, {}, (str(error),))
         except BootagentError as error:
             return Outcome(EXIT_DEGRADED if self._something_serves() else EXIT_FAILED, {}, (str(error),))
-        except Exception as error:  # a fault of the agent itself: people get a sentence, the journal the rest
-            self._journal.record("fault", error=repr(error), traceback=traceback.format_exc())
-            return Outcome(EXIT_FAILED, {}, (f"internal error, please report it: {error!r} (details in the journal)",))
+        except Exception as error:
+            return Outcome(EXIT_FAILED, {}, (str(self._fault(error)),))
 
-    def remember(self, last_run: LastRun) -> None:
-        self._save(replace(self._state, last_run=last_run))
+    def remember(self, last_run: LastRun | None) -> None:
+        """Record how the run ended; None: it was refused before it began, and how the last one ended still holds."""
+        if last_run:
+            self._save(replace(self._state, last_run=last_run))
+        else:
+            self._save(replace(self._state, begun=self._begun_before))
+
+    def _fault(self, error: Exception) -> BootagentError:
+        """A fault of the agent itself: people get a sentence, the journal the rest."""
+        self._journal.record("fault", error=repr(error), traceback=traceback.format_exc())
+        return BootagentError(f"internal error: {error!r}", remedy="please report it; the journal has the details")
 
     # --- read and plan -----------------------------------------------------------------------------------------
 
@@ -158,12 +212,9 @@ class _Run:
         if request.rollback_to is not None:
             return self._rollback_plan(self.config, request.rollback_to)
         with journal.span("read", "ask the sources what is new"):
-            known = look(self.config, instance, self._machine, self._state)
-        made = make_plan(self.config, known, instance, self._machine, request.retry)
-        for lane in made.lanes:
-            about = {"intent": lane.intent, "release": lane.release, "revision": lane.label, "reason": lane.reason}
-            journal.record("lane", app=lane.app, **about)
-        return made
+            patience = resolve.metadata_within(self._document) if request.command == "run" else EARLY_SECONDS
+            known = look(self.config, instance, self._machine, self._state, patience)
+        return make_plan(self.config, known, self._state.apps, instance, self._machine, request.retry)
 
     def _rollback_plan(self, config: Config, wanted: str) -> Plan:
         app = _chosen(config, self._request.app)
@@ -182,6 +233,12 @@ class _Run:
 
     def _something_serves(self) -> bool:
         """Whether every app known from before has its current release and its services up."""
+        try:
+            return self._all_serve()
+        except (BootagentError, OSError):
+            return False
+
+    def _all_serve(self) -> bool:
         if not self._state.apps or self._document is None:
             return False
         definitions = self._document.tables["runit"]["definitions"]
@@ -198,6 +255,9 @@ class _Run:
 
     def _carry_out(self, made: Plan) -> Outcome:
         endings: dict[str, Ending] = {}
+        for lane in made.lanes:
+            about = {"intent": lane.intent, "release": lane.release, "revision": lane.label, "reason": lane.reason}
+            self._journal.record("lane", app=lane.app, **about)
         going = [lane for lane in made.lanes if lane.intent != "nothing"]
         for lane in made.lanes:
             if lane.intent == "nothing":
@@ -236,7 +296,9 @@ class _Run:
         except BootagentError as error:
             raise StepError(str(step), error) from error
         except OSError as error:  # a full disk, a directory gone: the machine's fault, and told like one
-            raise StepError(str(step), BootagentError(str(error))) from error
+            raise StepError(str(step), MachineError(str(error))) from error
+        except Exception as error:  # a fault of ours fails this lane like any other: it may have to go back
+            raise StepError(str(step), self._fault(error)) from error
 
     # --- what the state learns ---------------------------------------------------------------------------------
 
@@ -259,6 +321,7 @@ class _Run:
 
     def _succeeded(self, lane: Lane) -> Ending:
         if lane.intent == "retire":
+            self._save(self._state.with_app(lane.app, None))
             return Ending(EXIT_DONE, "its services are removed; the role does not run it")
         app = self._app(lane)
         known = self._state.app(lane.app, app.deploy_to)
@@ -279,7 +342,8 @@ class _Run:
             return Ending(EXIT_FAILED, str(error), tail)
         app = self._app(lane)
         known = self._state.app(lane.app, app.deploy_to)
-        if lane.intent == "deploy" and lane.release and lane.revision and lane.label and phase != "stage":
+        blamed = phase != "stage" and not (isinstance(error, StepError) and isinstance(error.cause, MachineError))
+        if lane.intent == "deploy" and lane.release and lane.revision and lane.label and blamed:
             record = ReleaseRecord("bad", lane.revision, lane.label, timestamp(), reason=str(error))
             known = replace(known, revision=lane.revision, pending=None).with_release(lane.release, record)
             self._save(self._state.with_app(lane.app, known))
@@ -375,4 +439,5 @@ def _last_run(request: Request, journal: Journal, started: str, outcome: Outcome
         role=work.config.role if work.config else None,
         environment=work.config.environment if work.config else None,
         apps={name: ending.sentence for name, ending in outcome.endings.items()},
+        boot_id=boot_id(),
     )

@@ -84,6 +84,14 @@ def _said(doing: str, iam_action: str | None) -> Iterator[None]:
         ) from error
 
 
+_EARLY = {
+    "NoCredentialsError",
+    "CredentialRetrievalError",
+    "MetadataRetrievalError",
+    "EndpointConnectionError",
+    "ConnectTimeoutError",
+}
+
 _REMEDIES = {
     "NoCredentialsError": "give the instance an IAM role, or set the AWS credential variables",
     "NoRegionError": "set AWS_REGION",
@@ -110,6 +118,16 @@ def _explained(doing: str, iam_action: str | None, response: Any) -> AwsError:
         iam_action=iam_action,
         remedy=remedy,
     )
+
+
+def is_early(error: AwsError) -> bool:
+    """Whether the reason may be that the machine has only just started: no credentials yet, no route yet."""
+    return error.code in _EARLY
+
+
+def forget_clients() -> None:
+    """Make new clients from now on: one made before the credentials arrived never sees them."""
+    _client.cache_clear()
 
 
 def is_absent(error: AwsError) -> bool:

@@ -13,18 +13,23 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from bootagent.errors import BootagentError
-from bootagent.machine import Identity
+from bootagent.machine import Identity, Machine
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 MAX_FILE_BYTES = 4 * 1024 * 1024
 MAX_LINE_BYTES = 4096
+MAX_DEPTH = 64
+REMOVE_SECONDS = 600.0
 
 
 @contextlib.contextmanager
-def directory(root: Path, relative: str = ".", *, create: bool = False, owner: Identity | None = None) -> Iterator[int]:
+def directory(
+    root: Path, relative: str = ".", *, create: bool = False, owner: Identity | None = None, claim: bool = False
+) -> Iterator[int]:
     """Open the directory ``relative`` below ``root``; yields its descriptor.
 
-    With ``create``, missing components are made and given to ``owner``.
+    With ``create``, missing components are made and given to ``owner``; with ``claim``, so are those that are root's,
+    as a run killed between the making and the giving leaves them.
     Raises FileNotFoundError, and BootagentError when a component is a link, no directory, or "..".
     """
     parts = PurePosixPath(relative).parts
@@ -33,20 +38,26 @@ def directory(root: Path, relative: str = ".", *, create: bool = False, owner: I
     descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for part in parts:
-            if create:
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(part, 0o755, dir_fd=descriptor)
-                    if owner:
-                        os.chown(part, owner.uid, owner.gid, dir_fd=descriptor, follow_symlinks=False)
+            made = create and _make(part, descriptor)
             try:
                 deeper = os.open(part, _DIRECTORY, dir_fd=descriptor)
             except NotADirectoryError:  # what O_NOFOLLOW with O_DIRECTORY says of a link, too: open(2)
                 raise BootagentError(f"{root / relative}: {part!r} is a link or no directory") from None
             os.close(descriptor)
             descriptor = deeper
+            if owner and (made or (claim and os.fstat(descriptor).st_uid == 0)):
+                os.fchown(descriptor, owner.uid, owner.gid)
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _make(name: str, parent: int) -> bool:
+    try:
+        os.mkdir(name, 0o755, dir_fd=parent)
+    except FileExistsError:
+        return False
+    return True
 
 
 def read(root: Path, relative: str) -> tuple[bytes, int]:
@@ -118,10 +129,11 @@ def append_line(root: Path, name: str, line: str, *, owner: Identity | None) -> 
         os.fsync(descriptor)
 
 
-def link(root: Path, relative: str, target: str, *, owner: Identity | None) -> None:
-    """Point a symbolic link at ``target``, removing whatever a release holds in its place, as Capistrano does.
+def link(machine: Machine, root: Path, relative: str, target: str, *, owner: Identity | None, replace: bool) -> None:
+    """Point a symbolic link at ``target``; missing directories on the way are made and given to ``owner``.
 
-    Missing directories on the way are made and given to ``owner``.
+    With ``replace``, whatever a release holds in its place is removed, as Capistrano does; without, BootagentError is
+    raised for anything but a link or an empty directory, since it may be somebody's data.
     """
     path = PurePosixPath(relative)
     with directory(root, str(path.parent), create=True, owner=owner) as parent:
@@ -130,17 +142,60 @@ def link(root: Path, relative: str, target: str, *, owner: Identity | None) -> N
         except FileNotFoundError:
             pass
         else:
-            if stat.S_ISDIR(found.st_mode):
-                _remove_tree_at(path.name, parent)
-            else:
+            if stat.S_ISDIR(found.st_mode) and replace:
+                _remove_at(machine, path.name, parent)
+            elif stat.S_ISLNK(found.st_mode) or (replace and not stat.S_ISDIR(found.st_mode)):
                 os.unlink(path.name, dir_fd=parent)
+            else:
+                _remove_empty(path.name, parent, root / relative)
         os.symlink(target, path.name, dir_fd=parent)
 
 
-def files(root: Path, relative: str) -> Iterator[tuple[str, os.stat_result]]:
-    """Every entry that is no directory below ``root/relative``: its path below it, and its lstat(2)."""
+def _remove_empty(name: str, parent: int, shown: Path) -> None:
+    try:
+        os.rmdir(name, dir_fd=parent)
+    except OSError:
+        raise BootagentError(
+            f"{shown} is no link and not empty", remedy="move what it holds to shared/, or deploy a new release"
+        ) from None
+
+
+def remove_tree(machine: Machine, root: Path, relative: str) -> None:
+    """Remove a directory tree, if it is there. It is renamed first: half a tree never bears its name."""
+    path = PurePosixPath(relative)
+    doomed = f".{path.name}.removed"
+    try:
+        with directory(root, str(path.parent)) as parent:
+            if path.name.endswith(".removed"):
+                return _remove_at(machine, path.name, parent)
+            _remove_at(machine, doomed, parent)  # left by a run that was killed here
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(path.name, doomed, src_dir_fd=parent, dst_dir_fd=parent)
+                _remove_at(machine, doomed, parent)
+    except FileNotFoundError:
+        pass
+
+
+def rename(root: Path, parent: str, old: str, new: str) -> None:
+    """Rename an entry of the directory ``parent`` below ``root``."""
+    with directory(root, parent) as descriptor:
+        os.rename(old, new, src_dir_fd=descriptor, dst_dir_fd=descriptor)
+
+
+def set_time(root: Path, relative: str, when: float | None) -> None:
+    """Set the modification time of an entry, which must not be a link, to a Unix time; None: now."""
+    path = PurePosixPath(relative)
+    with directory(root, str(path.parent)) as parent:
+        os.utime(path.name, None if when is None else (when, when), dir_fd=parent, follow_symlinks=False)
+
+
+def files(root: Path, relative: str, *, without: str | None = None) -> Iterator[tuple[str, os.stat_result]]:
+    """Every entry that is no directory below ``root/relative``: its path below it, and its lstat(2).
+
+    Directories named ``without`` are not looked into. Raises BootagentError for a tree that is too deep.
+    """
     with directory(root, relative) as top:
-        yield from _walk(top, "")
+        yield from _walk(top, "", without, MAX_DEPTH)
 
 
 def subdirectories(root: Path, relative: str) -> list[str]:
@@ -152,28 +207,29 @@ def subdirectories(root: Path, relative: str) -> list[str]:
         return []
 
 
-def _walk(parent: int, prefix: str) -> Iterator[tuple[str, os.stat_result]]:
+def _walk(parent: int, prefix: str, without: str | None, depth: int) -> Iterator[tuple[str, os.stat_result]]:
+    if depth == 0:
+        raise BootagentError(f"{prefix} is more than {MAX_DEPTH} directories deep")
     for name in sorted(os.listdir(parent)):
-        found = os.lstat(name, dir_fd=parent)
+        try:
+            found = os.lstat(name, dir_fd=parent)
+        except FileNotFoundError:  # gone since
+            continue
         if stat.S_ISDIR(found.st_mode):
+            if name == without:
+                continue
             deeper = os.open(name, _DIRECTORY, dir_fd=parent)
             try:
-                yield from _walk(deeper, f"{prefix}{name}/")
+                yield from _walk(deeper, f"{prefix}{name}/", without, depth - 1)
             finally:
                 os.close(deeper)
         else:
             yield prefix + name, found
 
 
-def _remove_tree_at(name: str, parent: int) -> None:
-    """shutil.rmtree with a directory descriptor, which CPython 3.10 does not offer."""
-    descriptor = os.open(name, _DIRECTORY, dir_fd=parent)
-    try:
-        for entry in [found.name for found in os.scandir(descriptor)]:
-            if stat.S_ISDIR(os.lstat(entry, dir_fd=descriptor).st_mode):
-                _remove_tree_at(entry, descriptor)
-            else:
-                os.unlink(entry, dir_fd=descriptor)
-    finally:
-        os.close(descriptor)
-    os.rmdir(name, dir_fd=parent)
+def _remove_at(machine: Machine, name: str, parent: int) -> None:
+    """rm(1) walks by descriptors, follows no link and minds no depth. It starts in the directory that is held open."""
+    if os.geteuid() != 0:  # root needs no permission
+        make_writable = ["chmod", "-Rf", "u+rwX", "--", f"./{name}"]
+        machine.run(make_writable, timeout=REMOVE_SECONDS, cwd=Path(f"/proc/self/fd/{parent}"), check=False)
+    machine.run(["rm", "-rf", "--", f"./{name}"], timeout=REMOVE_SECONDS, cwd=Path(f"/proc/self/fd/{parent}"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -30,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run: Callable[[argparse.Namespace], int] = options.run
         return run(options)
     except ConfigError as error:
+        if getattr(options, "json", False):
+            _print_json({"problems": [vars(problem) for problem in error.problems]})
         for problem in error.problems:
             _complain(str(problem))
         return error.exit_code
@@ -77,12 +80,18 @@ def _agent(options: argparse.Namespace, command: str, **more: Any) -> int:
     )
     outcome = agent.run(request, _machine(options, told.hear), told.hear_record)
     told.close()
-    if options.json:
+    with contextlib.suppress(OSError):  # the exit code says it, even when nobody reads the rest
+        _tell_outcome(outcome, as_json=options.json)
+        sys.stdout.flush()
+    return outcome.exit_code
+
+
+def _tell_outcome(outcome: Any, *, as_json: bool) -> None:
+    if as_json:
         endings = {name: vars(ending) for name, ending in outcome.endings.items()}
         _print_json(vars(outcome) | {"endings": endings})
     else:
         _print_outcome(outcome)
-    return outcome.exit_code
 
 
 def _print_outcome(outcome: Any) -> None:
@@ -106,8 +115,10 @@ def _plan(options: argparse.Namespace) -> int:
     document = agent.load_document(request, machine)
     instance = agent.read_instance(request, document)
     config = resolve.resolve(document, instance.coordinates(), instance.tags)
-    known = agent.look(config, instance, machine, state.load(machine).on_instance(instance.instance_id))
-    lanes = report.planned(agent.make_plan(config, known, instance, machine, options.retry), machine)
+    remembered = state.load(machine).on_instance(instance.instance_id)
+    known = agent.look(config, instance, machine, remembered)
+    made = agent.make_plan(config, known, remembered.apps, instance, machine, options.retry)
+    lanes = report.planned(made, machine)
     _print_json(lanes) if options.json else print(report.plan_text(lanes))
     return EXIT_DONE
 
@@ -170,6 +181,9 @@ def _check(options: argparse.Namespace) -> int:
     files = document.config_files(main_file)
     # A file named here is somebody's draft; the one in place must be safe to act on.
     found = resolve.validate(document.load(files, trusted=not options.file))
+    if options.json:
+        _print_json({"problems": [], "apps": list(found.tables["apps"]), "roles": sorted(found.tables["roles"])})
+        return EXIT_DONE
     roles = ", ".join(sorted(found.tables["roles"]))
     print(f"{', '.join(map(str, files))}: good; apps {', '.join(found.tables['apps'])}; roles {roles}")
     return EXIT_DONE
@@ -288,6 +302,7 @@ def _parser() -> argparse.ArgumentParser:
     added = command("check", _check, "check a configuration and list everything that is wrong with it")
     added.add_argument("file", nargs="?", metavar="FILE", help="a draft; default: the configuration in place")
     _add_place(added)
+    _add_json(added)
     command("schema", _schema, "print the configuration's JSON Schema, for editors")
 
     added = command("publish", _publish, "publish a git tree as a release: bundle first, pointer last")
@@ -398,8 +413,12 @@ def _print_json(found: Any) -> None:
 
 
 def _complain(sentence: str) -> None:
-    print(f"bootagent: {sentence}", file=sys.stderr)
+    from bootagent.console import plain
+
+    print(f"bootagent: {plain(sentence)}", file=sys.stderr)
 
 
 def _indented(text: str) -> str:
-    return "\n".join(f"    | {line}" for line in text.strip().splitlines())
+    from bootagent.console import plain
+
+    return "\n".join(f"    | {plain(line)}" for line in text.strip().splitlines())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import shutil
 import sys
 import time
@@ -12,6 +14,7 @@ from bootagent.machine import Note, Transfer
 
 LogFormat = Literal["auto", "text", "json"]
 BAR_WIDTH = 28
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 #: Without a terminal, progress of a transfer is a log line now and then.
 TRANSFER_LINE_SECONDS = 5.0
 
@@ -40,13 +43,16 @@ class Console:
             return
         if line := _line(record, self._verbose):
             self.close()
-            self._stream.write(f"{line}\n")
+            self._stream.write(f"{plain(line)}\n")
             self._stream.flush()
 
     def hear(self, event: Transfer | Note) -> None:
         """Progress; notes come by the journal."""
-        if not isinstance(event, Transfer):
-            return
+        if isinstance(event, Transfer):
+            with contextlib.suppress(OSError, ValueError):  # nobody listens any more, and the work goes on
+                self._show(event)
+
+    def _show(self, event: Transfer) -> None:
         if self._terminal and not self._json:
             self._stream.write(f"\r\x1b[K{bar(event, shutil.get_terminal_size().columns - 1)}")
             self._stream.flush()
@@ -61,8 +67,14 @@ class Console:
     def close(self) -> None:
         """Take the progress bar away."""
         if self._bar:
-            self._stream.write("\r\x1b[K")
             self._bar = False
+            with contextlib.suppress(OSError, ValueError):
+                self._stream.write("\r\x1b[K")
+
+
+def plain(text: str) -> str:
+    """Text of others made safe for a terminal: control characters other than newline and tab are spelled out."""
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def bar(event: Transfer, width: int) -> str:

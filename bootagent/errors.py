@@ -77,6 +77,10 @@ class CommandError(BootagentError):
         self.tail = tail
 
 
+class MachineError(BootagentError):
+    """The machine failed, not the release: a full disk, a supervisor that is not there. It is worth another try."""
+
+
 class ServiceError(BootagentError):
     """A service did not start, stay up or pass its check. ``tail`` holds the end of its log."""
 

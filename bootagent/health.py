@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import socket
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -20,14 +22,23 @@ def http_problem(url: str) -> str | None:
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     connection = kind(parts.hostname or "", parts.port, timeout=TRY_SECONDS)
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    # The timeout is for each read; an answer that drips is ended by the timer.
+    timer = threading.Timer(TRY_SECONDS, lambda: _hang_up(connection))
+    timer.start()
     try:
         connection.request("GET", path, headers={"User-Agent": "bootagent"})
         status = connection.getresponse().status
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         return f"{url}: {error or type(error).__name__}"
     finally:
+        timer.cancel()
         connection.close()
     return None if status < 400 else f"{url} answered {status}"
+
+
+def _hang_up(connection: http.client.HTTPConnection) -> None:
+    with contextlib.suppress(OSError, AttributeError):
+        connection.sock.shutdown(socket.SHUT_RDWR)
 
 
 def tcp_problem(address: str) -> str | None:
@@ -36,7 +47,7 @@ def tcp_problem(address: str) -> str | None:
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=TRY_SECONDS):
             return None
-    except OSError as error:
+    except (OSError, ValueError) as error:
         return f"{address}: {error}"
 
 

@@ -106,29 +106,31 @@ def _identity(metadata: Metadata) -> Instance:
 def _with_tags(
     instance: Instance, metadata: Metadata, layers: Mapping[str, Tags], required: RequiredTags, deadline: float
 ) -> Instance:
-    asked_ec2 = False
-    started = time.monotonic()
+    asked_ec2, denied = False, None
+    ask_ec2_at = 0.0  # where metadata shows no tags: at once, since it may never
     own: dict[str, str] = {}
     origin = "metadata"
     while True:
         seen = metadata_tags(metadata)
         if seen is not None:
             own, origin = seen, "metadata"
+            ask_ec2_at = ask_ec2_at or time.monotonic() + EC2_AFTER_SECONDS
         merged = _merged({origin: own, **layers})
         missing = _missing(required, merged.tags)
-        if missing and (seen is None or time.monotonic() - started > EC2_AFTER_SECONDS):
+        if missing and time.monotonic() >= ask_ec2_at:
+            ask_ec2_at = time.monotonic() + EC2_AFTER_SECONDS
             try:
                 own, origin, asked_ec2 = {**own, **ec2_tags(instance)}, "ec2", True
-            except AwsError:
-                if seen is None:
-                    raise
-                # Metadata shows tags, so EC2 need not be allowed: go on waiting for the missing one.
+            except AwsError as error:
+                denied = error  # not final: no tags in metadata may mean none yet, and credentials may be late
             merged = _merged({origin: own, **layers})
             missing = _missing(required, merged.tags)
         if not missing:
             return _replaced(instance, merged)
         left = deadline - time.monotonic()
         if left <= 0:
+            if denied and seen is None:
+                raise denied
             raise _tags_missing(missing, merged.tags, shown=seen is not None, asked_ec2=asked_ec2)
         time.sleep(min(left, POLL_SECONDS * random.uniform(1.0, 1.2)))
 

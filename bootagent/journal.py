@@ -41,9 +41,12 @@ class Journal:
     def record(self, event: str, **fields: Any) -> None:
         """Append one record: run, event, ``at`` (RFC 3339 UTC), ``t`` (seconds since the run began) and the fields."""
         entry = {"run": self.run, "event": event, "at": timestamp(), "t": round(self.elapsed(), 4), **fields}
-        # One write(2) on an O_APPEND descriptor: lines of threads never mix.
-        os.write(self._descriptor, json.dumps(entry, default=str).encode() + b"\n")
-        self._hearer(entry)
+        # A full disk or a reader that has gone must not stop a run half-way: what is told is not what is done.
+        with contextlib.suppress(OSError):
+            # One write(2) on an O_APPEND descriptor: lines of threads never mix.
+            os.write(self._descriptor, json.dumps(entry, default=str).encode() + b"\n")
+        with contextlib.suppress(OSError, ValueError):
+            self._hearer(entry)
 
     @contextlib.contextmanager
     def span(self, phase: str, doing: str, app: str | None = None) -> Iterator[None]:
@@ -64,7 +67,8 @@ class Journal:
 
     def close(self) -> None:
         """Make the journal durable and close it."""
-        os.fsync(self._descriptor)
+        with contextlib.suppress(OSError):
+            os.fsync(self._descriptor)
         os.close(self._descriptor)
 
     def _end_torn_line(self) -> None:

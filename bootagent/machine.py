@@ -34,6 +34,7 @@ MINIMAL_ENVIRONMENT: Mapping[str, str] = {
 TAIL_BYTES = 4096
 #: Of what a program prints, no more than this is kept: its end.
 OUTPUT_BYTES = 1024 * 1024
+KILL_SECONDS = 5.0
 REMOVE_SECONDS = 5.0
 
 
@@ -132,7 +133,7 @@ class Machine:
     ) -> subprocess.CompletedProcess[str]:
         """Run a program with a minimal environment plus ``env``, no standard input, the end of its output kept.
 
-        The program's whole process group is killed after ``timeout`` seconds.
+        The program's whole process group is killed when it ends, and after ``timeout`` seconds.
         Raises CommandError when it cannot be started, fails (with ``check``) or is late.
         """
         shown = shlex.join(str(word) for word in argv)
@@ -143,14 +144,17 @@ class Machine:
             try:
                 code = process.wait(timeout)
             except BaseException as caught:
-                with contextlib.suppress(ProcessLookupError):
+                with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+                with contextlib.suppress(subprocess.TimeoutExpired):  # in an uninterruptible wait for a dead disk
+                    process.wait(KILL_SECONDS)
                 if isinstance(caught, subprocess.TimeoutExpired):
                     raise CommandError(
                         f"{shown} took longer than {timeout:g} s", tail=_tail(output, TAIL_BYTES)
                     ) from None
                 raise
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)  # whatever it left behind in the background
             text = _tail(output, OUTPUT_BYTES)
             if check and code != 0:
                 raise CommandError(f"{shown} {_ending(code)}", tail=text[-TAIL_BYTES:])
@@ -221,16 +225,14 @@ class Machine:
         fresh.replace(path)
         sync_directory(path.parent)
 
-    def make_directory(self, path: Path, *, mode: int = 0o755, owner: Identity | None = None) -> None:
-        """Create a directory and its missing parents; ``mode`` and ``owner`` are set on the last one, if made here."""
+    def make_directory(self, path: Path, *, mode: int = 0o755) -> None:
+        """Create a directory and its missing parents, where only we may write; ``mode`` is the last one's, if made."""
         if path.is_dir():
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             path.mkdir()
             path.chmod(mode)
-            if owner:
-                os.chown(path, owner.uid, owner.gid)
 
     def remove_tree(self, path: Path) -> None:
         """Remove a directory tree, if it is there. It is renamed first: half a tree never bears its name."""
@@ -255,8 +257,9 @@ class Machine:
     @contextlib.contextmanager
     def locked(self, path: Path) -> Iterator[IO[str] | None]:
         """Hold an exclusive flock(2) on ``path``; yields the open file, or None when another process holds it."""
-        self.make_directory(path.parent)
-        with path.open("a+") as file:
+        # Not to be opened by others: flock(2) asks for no more than a descriptor, and they could hold it for ever.
+        self.make_directory(path.parent, mode=0o700)
+        with os.fdopen(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600), "a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -84,8 +84,16 @@ class Moment:
 
 def make(config: Config, known: Mapping[str, Known], retired: Sequence[str], moment: Moment) -> Plan:
     """The plan for the role's apps, and for those in ``retired``, which have services and no place in the role."""
-    lanes = [_lane(config, app, known[app.name], moment) for app in config.apps]
+    lanes = [_lane_or_why_not(config, app, known[app.name], moment) for app in config.apps]
     return Plan((*(_retire(config.runit, name) for name in retired), *lanes))
+
+
+def _lane_or_why_not(config: Config, app: App, known: Known, moment: Moment) -> Lane:
+    """One app that cannot be planned must not keep the others from their turn."""
+    try:
+        return _lane(config, app, known, moment)
+    except BootagentError as error:
+        return Lane(app=app.name, intent="nothing", steps={}, reason=str(error))
 
 
 def put_back(config: Config, app: App, state: AppState, release: str, *, left: str | None, reason: str) -> Lane:
@@ -129,18 +137,23 @@ def _lane(config: Config, app: App, known: Known, moment: Moment) -> Lane:
     pending, label = state.pending, short(revision.label)
     if pending and pending.revision == revision.id and (pending.staged or pending.boot_id == moment.boot_id):
         # A run was killed in the middle of this one; its writes are there, since the power did not go with it.
-        return _deploy(config, app, known, revision, pending.release, moment, "finish what a killed run began")
-    if revision.id == state.revision:
-        made_of_it = standing is not None and state.revision_of(standing) == revision.id
-        failed = any(one.state == "bad" and one.revision == revision.id for one in state.releases.values())
-        if standing and (made_of_it or not moment.retry):
+        return _deploy(config, app, known, revision, pending.release, moment, "finish what an earlier run began")
+    made_of_it = standing is not None and state.revision_of(standing) == revision.id
+    failed = any(one.state == "bad" and one.revision == revision.id for one in state.releases.values())
+    if made_of_it or failed or revision.id == state.revision:
+        gone = (
+            current is None
+            and not failed
+            and not any(state.revision_of(name) == revision.id for name in known.layout.releases)
+        )
+        if standing and not gone and (made_of_it or not moment.retry):
             reason = f"{label} is what was deployed last"
             if failed and not made_of_it:
                 reason = f"{label} failed before; publish another, or give it a try with --retry"
             elif not made_of_it and standing in state.releases:
                 reason = f"{label} was rolled back; --retry deploys it again"
             return _keep(config, app, known, standing, moment, reason=reason, degraded=failed and not made_of_it)
-        if not standing and current and not moment.retry:
+        if not standing and current and state.revision_of(current) == revision.id and not moment.retry:
             reason = f"{label} failed before and there is no other: see whether it works by now"
             return _deploy(config, app, known, revision, current, moment, reason)
     taken = {*known.layout.releases, *state.releases, *({pending.release} if pending else ())}
@@ -152,7 +165,7 @@ def _standing(known: Known) -> str | None:
     """The release to stay on: the current one unless it is unproven, else the last good one."""
     layout, state = known.layout, known.state
     unfinished = state.pending.release if state.pending else None
-    if layout.current and not state.is_bad(layout.current) and layout.current != unfinished:
+    if layout.current and state.is_proven(layout.current) and layout.current != unfinished:
         return layout.current
     return state.last_good(layout.releases)
 
@@ -171,7 +184,7 @@ def _deploy(config: Config, app: App, known: Known, revision: Revision, name: st
             user=app.user,
             group=app.group,
         ),
-        *_links(app, name),
+        *_links(app, name, fresh=name != known.layout.current),
         RevisionFile(app.deploy_to, name, revision.label, app.user, app.group),
     ]
     if app.prepare:
@@ -225,7 +238,7 @@ def _keep(
     record = known.state.releases.get(standing)
     stage = [_prune(app, known, making=None)]
     if record:
-        stage = [*_shared(app, moment), *stage, *_links(app, standing)]
+        stage = [*_shared(app, moment), *stage, *_links(app, standing, fresh=False)]
     else:
         reason = f"release {standing} was put there by someone else; {reason}"
     return Lane(
@@ -304,11 +317,11 @@ def _shared(app: App, moment: Moment) -> list[Step]:
     return steps
 
 
-def _links(app: App, name: str) -> list[Step]:
+def _links(app: App, name: str, *, fresh: bool) -> list[Step]:
     files = tuple(file.path for file in app.linked_files)
     if not files and not app.linked_dirs:
         return []
-    return [LinkedPaths(app.deploy_to, name, files, app.linked_dirs, app.user, app.group)]
+    return [LinkedPaths(app.deploy_to, name, files, app.linked_dirs, app.user, app.group, fresh)]
 
 
 def _current(app: App, name: str, log: str | None, demoted: str | None = None) -> Step:

@@ -15,6 +15,7 @@ from bootagent.errors import BundleError
 FORMAT = 1
 MAX_BYTES = 64 * 1024
 
+_CALLED = {str: "text", int: "a whole number"}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -47,7 +48,7 @@ def parse(document: bytes, name: str) -> Pointer:
     """
     try:
         found: Any = json.loads(document)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{name} is not a release pointer: {error}", remedy="publish it again") from None
     if not isinstance(found, dict):
         raise BundleError(f"{name} is not a release pointer: a JSON object was expected", remedy="publish it again")
@@ -62,7 +63,7 @@ def parse(document: bytes, name: str) -> Pointer:
             return None
         # bool is an int to isinstance, and a negative count is none.
         if not isinstance(got, kind) or isinstance(got, bool) or (isinstance(got, int) and got < 0) or got == "":
-            raise BundleError(f"{name}: {key}: {got!r} is not a {kind.__name__}", remedy="publish it again")
+            raise BundleError(f"{name}: {key}: {got!r} is not {_CALLED[kind]}", remedy="publish it again")
         return got
 
     pointer = Pointer(
@@ -77,6 +78,10 @@ def parse(document: bytes, name: str) -> Pointer:
     )
     if not _SHA256.fullmatch(pointer.sha256):
         raise BundleError(f"{name}: sha256: {pointer.sha256!r} is not 64 lower-case hex digits")
+    if not re.fullmatch(r"[^\x00-\x1f\x7f\ud800-\udfff]{1,1024}", pointer.bundle):
+        raise BundleError(f"{name}: bundle: {pointer.bundle!r} is no key of one line")
+    if pointer.version_id is not None and not re.fullmatch(r"[\x21-\x7e]{1,1024}", pointer.version_id):
+        raise BundleError(f"{name}: version_id: {pointer.version_id!r} is not one printable word")
     if not re.fullmatch(r"[\x21-\x7e]{1,200}", pointer.revision):
         raise BundleError(f"{name}: revision: {pointer.revision!r} is not one printable word")
     return pointer

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from bootagent import beneath
+from bootagent.errors import BootagentError
 from bootagent.machine import Machine
 
 _FORMAT = "%Y%m%d%H%M%S"
@@ -55,11 +56,17 @@ def is_name(name: str) -> bool:
 
 
 def new_name(now: datetime, taken: Collection[str]) -> str:
-    """The name of a release made ``now`` (UTC): unique, and after every name there is, whatever the clock says."""
+    """The name of a release made ``now`` (UTC): unique, and after every name there is, whatever the clock says.
+
+    Raises BootagentError when nothing can come after the last of them.
+    """
     newest = max(taken, default="")
     name = now.strftime(_FORMAT)
     if name <= newest:
-        name = (datetime.strptime(newest, _FORMAT) + timedelta(seconds=1)).strftime(_FORMAT)
+        try:
+            name = (datetime.strptime(newest, _FORMAT) + timedelta(seconds=1)).strftime(_FORMAT)
+        except OverflowError:
+            raise BootagentError(f"no release can come after {newest}", remedy="remove that directory") from None
     return name
 
 

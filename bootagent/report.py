@@ -26,14 +26,29 @@ def status(machine: Machine, definitions: str) -> Facts:
     known = state.load(machine)
     running = lock.is_held(machine)
     last = known.last_run
+    outcome, exit_code = _verdict(known, running=running)
     return {
         "running": _under_way(machine) if running else None,
-        "outcome": "running" if running else last.outcome if last else "never ran",
-        "exit_code": EXIT_TRY_LATER if running or not last else last.exit_code,
+        "outcome": outcome,
+        "exit_code": exit_code,
         "instance_id": known.instance_id,
         "last_run": vars(last) | {"apps": dict(last.apps)} if last else None,
         "apps": {name: _app_status(machine, name, app, definitions) for name, app in known.apps.items()},
     }
+
+
+def _verdict(known: state.State, *, running: bool) -> tuple[str, int]:
+    """What to answer somebody who decides by it: only a run that ended, in this boot, and was the last to begin."""
+    last = known.last_run
+    if running:
+        return "running", EXIT_TRY_LATER
+    if last is None:
+        return ("interrupted" if known.begun else "never ran"), EXIT_TRY_LATER
+    if known.begun not in (None, last.run):
+        return "interrupted", EXIT_TRY_LATER
+    if last.boot_id not in (None, journal.boot_id()):
+        return "not yet in this boot", EXIT_TRY_LATER
+    return last.outcome, last.exit_code
 
 
 def wait_for_status(machine: Machine, definitions: str, wait: float) -> Facts:
@@ -55,7 +70,10 @@ def _under_way(machine: Machine) -> Facts:
 
 
 def _app_status(machine: Machine, name: str, app: state.AppState, definitions: str) -> Facts:
-    layout = release.observe(machine, app.deploy_to)
+    try:
+        layout = release.observe(machine, app.deploy_to)
+    except (BootagentError, OSError):  # what is wrong with it, the next run will say
+        layout = release.Layout()
     shown = sorted({*layout.releases, *app.releases})
     return {
         "deploy_to": app.deploy_to,
@@ -94,6 +112,8 @@ def status_text(found: Facts) -> str:
     if found["running"]:
         now = found["running"]
         lines.append(f"running: {now['phase'] or 'starting'} {now['app'] or ''} {now['step'] or ''}".rstrip())
+    elif last and found["outcome"] != last["outcome"]:
+        lines.append(f"{found['outcome']}; before that:")
     if last:
         role = f", role {last['role']}" if last["role"] else ""
         place = f" in {last['environment']}" if last["role"] and last["environment"] else ""
@@ -103,7 +123,7 @@ def status_text(found: Facts) -> str:
         if last["error"] and not last["apps"]:
             lines.append(f"  {last['error']}")
     elif not found["running"]:
-        lines.append("never ran")
+        lines.append(found["outcome"])
     rows = [
         [
             name,

@@ -22,12 +22,15 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from bootagent import beneath, runit
 from bootagent.errors import BootagentError
 from bootagent.machine import MINIMAL_ENVIRONMENT, Identity, Machine, login_environment
 
 MARKER = "bootagent.json"
+#: Where logs go unless configured; what is there is ours to give to whoever the service's user is now.
+OWN_LOGS = "/var/log/bootagent/"
 _SCRIPTS = ("run", "finish", "check", "log/run", "log/finish", "log/check")
 _TAIL_LINES = 5
 _TAIL_BYTES = 8192
@@ -47,12 +50,12 @@ def from_release(release: Path, relative: str) -> Files:
     Raises BootagentError when there is no ``run``, or something that is no regular file.
     """
     found: list[tuple[str, bytes, int]] = []
-    for path, entry in beneath.files(release, relative):
-        if "supervise" in PurePosixPath(path).parts:
-            continue
+    for path, entry in beneath.files(release, relative, without="supervise"):
         if not stat.S_ISREG(entry.st_mode):
             raise BootagentError(f"{relative}/{path} of the release is no regular file")
         content, mode = beneath.read(release, f"{relative}/{path}")
+        if content.partition(b"\n")[0].startswith(b"#!") and content.partition(b"\n")[0].endswith(b"\r"):
+            raise BootagentError(f"{relative}/{path} of the release has DOS line ends", remedy="convert it")
         executable = mode & 0o100 or path in _SCRIPTS or path.startswith("control/")
         found.append((path, content, 0o755 if executable else 0o644))
     if "run" not in [path for path, _, _ in found]:
@@ -99,18 +102,35 @@ def _identity_of(machine: Machine, uid: int) -> Identity | None:
     return None
 
 
-def log_tail(machine: Machine, log: str) -> str:
-    """The last lines of a service's log; empty when there is none."""
-    with contextlib.suppress(OSError, BootagentError):
-        root = machine.real(log)
-        with beneath.directory(root) as parent:
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            descriptor = os.open("current", flags, dir_fd=parent)
-        with os.fdopen(descriptor, "rb") as file:
-            if stat.S_ISREG(os.fstat(descriptor).st_mode):
-                file.seek(max(0, os.fstat(descriptor).st_size - _TAIL_BYTES))
-                return "\n".join(file.read(_TAIL_BYTES).decode(errors="replace").splitlines()[-_TAIL_LINES:])
+LogEnd = tuple[int, int]
+
+
+def log_end(machine: Machine, log: str) -> LogEnd:
+    """Where a service's log ends now: inode and size of svlogd's current file."""
+    with contextlib.suppress(OSError, BootagentError), _log_file(machine, log) as file:
+        found = os.fstat(file.fileno())
+        return found.st_ino, found.st_size
+    return 0, 0
+
+
+def log_tail(machine: Machine, log: str, *, since: LogEnd) -> str:
+    """The last lines of a service's log, of those written ``since``; empty when there are none."""
+    with contextlib.suppress(OSError, BootagentError), _log_file(machine, log) as file:
+        found = os.fstat(file.fileno())
+        begin = since[1] if found.st_ino == since[0] else 0
+        file.seek(max(begin, found.st_size - _TAIL_BYTES))
+        return "\n".join(file.read(_TAIL_BYTES).decode(errors="replace").splitlines()[-_TAIL_LINES:])
     return ""
+
+
+def _log_file(machine: Machine, log: str) -> IO[bytes]:
+    with beneath.directory(machine.real(log)) as parent:
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open("current", flags, dir_fd=parent)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise BootagentError(f"{log}/current is no regular file")
+    return os.fdopen(descriptor, "rb")
 
 
 @dataclass(frozen=True)
@@ -148,12 +168,13 @@ class ServiceDirectory:
     def install(self, machine: Machine, *, stop_within: float) -> None:
         """Write the files, stop what ran from the old ones, and hand the service to runsvdir."""
         outer, inner = self.outer(machine), self.inner(machine)
-        machine.make_directory(machine.real(self.log), mode=0o750, owner=self.identity)
+        self._make_log(machine)
         for directory in (outer, inner):
             machine.make_directory(directory)
         if not (outer / MARKER).exists():
             self.unmark(machine)  # ours from the first file on, so that a killed run's leavings are found
         wanted = {path: (content, mode) for path, content, mode in self._outer_files(machine)}
+        self._forget_other_user(machine)
         before = _present(outer)
         if runit.is_supervised(inner):
             runit.stop(machine, inner, within=stop_within, identity=self.identity)
@@ -162,14 +183,42 @@ class ServiceDirectory:
         for path, (content, mode) in wanted.items():
             if before.get(path) != (content, mode):
                 self._write(machine, path, content, mode)
-        for directory in (inner, inner / "log"):
-            supervise = directory / "supervise"
-            if not supervise.exists():
-                machine.make_directory(supervise, mode=0o700, owner=self.identity)
+        for place in (inner, inner / "log"):
+            with beneath.directory(place, "supervise", create=True, owner=self.identity, claim=True) as supervise:
+                os.fchmod(supervise, 0o700)
         if runit.is_supervised(outer) and _reaches_runsv(before, wanted):
             runit.restart(machine, outer, within=stop_within)
         machine.make_directory(machine.real(self.service_dir))
         machine.link(machine.real(self.service_dir) / self.name, outer)
+
+    def _forget_other_user(self, machine: Machine) -> None:
+        """What runsv wrote as another user the new one could not touch: stop it all and begin afresh."""
+        outer = self.outer(machine)
+        try:
+            found = (outer / "service/supervise").lstat().st_uid
+        except FileNotFoundError:
+            return
+        if found != (self.identity.uid if self.identity else os.geteuid()):
+            remove(machine, self.definitions, self.service_dir, self.name)
+            self.unmark(machine)
+            machine.make_directory(self.inner(machine))
+
+    def _make_log(self, machine: Machine) -> None:
+        """Make the log directory; svlogd writes it as the user. It may lie where another user can write."""
+        path = self.log.strip("/")
+        with beneath.directory(machine.root, str(PurePosixPath(path).parent), create=True):
+            pass
+        with beneath.directory(machine.root, path, create=True, owner=self.identity) as log:
+            uid, gid = (self.identity.uid, self.identity.gid) if self.identity else (os.geteuid(), os.getegid())
+            if os.fstat(log).st_uid == uid:
+                return
+            if not self.log.startswith(OWN_LOGS):
+                raise BootagentError(
+                    f"log directory {self.log} of {self.name} does not belong to its user", remedy="chown it"
+                )
+            for entry in os.scandir(log):  # the service's user has changed
+                os.chown(entry.name, uid, gid, dir_fd=log, follow_symlinks=False)
+            os.fchown(log, uid, gid)
 
     def start(self, machine: Machine) -> None:
         """Ask for it to be up, if runit has it and somebody asked for it to be down."""
@@ -236,12 +285,14 @@ def _present(outer: Path) -> dict[str, tuple[bytes, int]]:
     """The files of a service directory but for the marker and what runsv keeps."""
     if not outer.is_dir():
         return {}
-    return {
-        path: (content, stat.S_IMODE(entry.st_mode))
-        for path, entry in beneath.files(outer, ".")
-        if "supervise" not in PurePosixPath(path).parts and path != MARKER and stat.S_ISREG(entry.st_mode)
-        for content in [(outer / path).read_bytes()]
-    }
+    found: dict[str, tuple[bytes, int]] = {}
+    for path, _ in beneath.files(outer, ".", without="supervise"):
+        if path != MARKER:
+            try:
+                found[path] = beneath.read(outer, path)
+            except (FileNotFoundError, BootagentError):  # swollen, or no file: not what it should be in any case
+                found[path] = (b"", 0)
+    return found
 
 
 def _reaches_runsv(before: Mapping[str, object], wanted: Mapping[str, object]) -> bool:

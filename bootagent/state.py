@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from bootagent.errors import MachineError
 from bootagent.machine import Machine
 
 PATH = "/var/lib/bootagent/state.json"
@@ -92,15 +93,17 @@ class LastRun:
     role: str | None = None
     environment: str | None = None
     apps: Mapping[str, str] = field(default_factory=dict)
+    boot_id: str | None = None
 
 
 @dataclass(frozen=True)
 class State:
-    """Everything remembered. ``instance_id`` is the machine it was learned on."""
+    """Everything remembered. ``instance_id`` is the machine it was learned on, ``begun`` the run that began last."""
 
     instance_id: str | None = None
     apps: Mapping[str, AppState] = field(default_factory=dict)
     last_run: LastRun | None = None
+    begun: str | None = None
 
     def app(self, name: str, deploy_to: str) -> AppState:
         """An app's state; a fresh one when none is known, or when it lived in another directory."""
@@ -117,7 +120,7 @@ class State:
         if self.instance_id in (None, instance_id):
             return replace(self, instance_id=instance_id)
         apps = {name: replace(app, pending=None) for name, app in self.apps.items()}
-        return State(instance_id, apps, None)
+        return State(instance_id, apps, None, self.begun)
 
 
 def load(machine: Machine) -> State:
@@ -133,10 +136,14 @@ def load(machine: Machine) -> State:
 
 
 def save(machine: Machine, state: State) -> None:
-    """Write the state atomically and durably; only root may read it."""
+    """Write the state atomically and durably; only root may read it. Raises MachineError."""
     path = machine.real(PATH)
     machine.make_directory(path.parent, mode=0o700)
-    machine.write(path, json.dumps({"version": VERSION, **asdict(state)}, indent=1).encode() + b"\n", mode=0o600)
+    content = json.dumps({"version": VERSION, **asdict(state)}, indent=1).encode() + b"\n"
+    try:
+        machine.write(path, content, mode=0o600)
+    except OSError as error:
+        raise MachineError(f"cannot write {PATH}: {error.strerror}") from None
 
 
 def _from_json(found: Any) -> State:
@@ -155,4 +162,5 @@ def _from_json(found: Any) -> State:
             for name, app in found["apps"].items()
         },
         last_run=LastRun(**found["last_run"]) if found["last_run"] else None,
+        begun=found.get("begun"),
     )

@@ -57,11 +57,14 @@ def load(files: Sequence[Path], *, trusted: bool = True) -> Document:
             if trusted and (why := writable_by_others(file)):
                 problems.append(Problem(name, "", f"refused: {why}; chown it to root and chmod go-w"))
                 continue
-            table = tomli.loads(file.read_text(encoding="utf-8"))
+            if file.exists() and not file.is_file():
+                problems.append(Problem(name, "", "is no regular file"))
+                continue
+            table = tomli.loads(file.read_text(encoding="utf-8-sig"))
         except FileNotFoundError:
             problems.append(Problem(name, "", "no such file; write one, or name another with --config"))
             continue
-        except (OSError, UnicodeDecodeError, tomli.TOMLDecodeError) as error:
+        except (OSError, UnicodeDecodeError, RecursionError, tomli.TOMLDecodeError) as error:
             problems.append(Problem(name, "", f"cannot be read: {error}"))
             continue
         _merge(merged, table, (), name, origins, problems)

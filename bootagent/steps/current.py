@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from contextlib import suppress
 from dataclasses import dataclass
 
 from bootagent import beneath
@@ -41,9 +41,10 @@ class Current:
         if (root / "current").exists() and not (root / "current").is_symlink():
             raise BootagentError(f"{self.deploy_to}/current is no symbolic link", remedy="move it away")
         # Capistrano's rollback goes by modification time: the order of activation is what it should see.
-        os.utime(release)
-        if self.demoted and (root / "releases" / self.demoted).is_dir():
-            os.utime(root / "releases" / self.demoted, (0, 0))
+        beneath.set_time(root, f"releases/{self.name}", None)
+        if self.demoted:
+            with suppress(FileNotFoundError):
+                beneath.set_time(root, f"releases/{self.demoted}", 0)
         machine.sync_filesystem(release)
         if self.log is not None:
             # Before the link, which is last; a run killed between the two does not tell it twice.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from bootagent import beneath
+from bootagent.errors import BootagentError
 from bootagent.machine import Machine
 
 
@@ -23,17 +24,23 @@ class Directories:
         return f"make {self.deploy_to} with releases/ and shared/"
 
     def is_satisfied(self, machine: Machine) -> bool:
-        """Whether all of them are there."""
+        """Whether all of them are there, and none is still root's where it should be the app's."""
         root = machine.real(self.deploy_to)
-        return all((root / path).is_dir() for path in self._wanted())
+        owner = machine.identity(self.user, self.group)
+        if (root / "current").is_dir() and not (root / "current").is_symlink():
+            return False
+        places = [root, *(root / path for path in self._wanted())]
+        return all(place.is_dir() and not (owner and place.stat().st_uid == 0) for place in places)
 
     def apply(self, machine: Machine) -> None:
-        """Make those missing and give them to the app's user."""
+        """Make those missing and give them to the app's user. Raises BootagentError where ``current`` is no link."""
         owner = machine.identity(self.user, self.group)
         root = machine.real(self.deploy_to)
-        machine.make_directory(root, owner=owner)
-        for path in self._wanted():
-            with beneath.directory(root, path, create=True, owner=owner):
+        if (root / "current").is_dir() and not (root / "current").is_symlink():
+            raise BootagentError(f"{self.deploy_to}/current is a directory, not a link", remedy="move it away")
+        machine.make_directory(root.parent)
+        for path in (".", *self._wanted()):
+            with beneath.directory(root.parent, f"{root.name}/{path}", create=True, owner=owner, claim=True):
                 pass
 
     def _wanted(self) -> list[str]:

@@ -11,7 +11,10 @@ from bootagent.machine import Machine
 
 @dataclass(frozen=True)
 class LinkedPaths:
-    """In ``releases/NAME`` each linked path is a symbolic link to the same path in ``shared``, by its real name."""
+    """In ``releases/NAME`` each linked path is a symbolic link to the same path in ``shared``, by its real name.
+
+    ``fresh``: the release serves nobody yet, and what it brings in their place may go.
+    """
 
     deploy_to: str
     name: str
@@ -19,6 +22,7 @@ class LinkedPaths:
     dirs: tuple[str, ...]
     user: str
     group: str | None
+    fresh: bool
 
     def __str__(self) -> str:
         return f"link {', '.join((*self.files, *self.dirs))} of {self.deploy_to}/shared into releases/{self.name}"
@@ -33,7 +37,7 @@ class LinkedPaths:
         )
 
     def apply(self, machine: Machine) -> None:
-        """Replace whatever the release holds there by the link. Raises BootagentError for a file shared/ lacks."""
+        """Make them. Raises BootagentError for a file shared/ lacks, or for data in a release that serves."""
         root = machine.real(self.deploy_to)
         owner = machine.identity(self.user, self.group)
         for path in self.files:
@@ -43,7 +47,8 @@ class LinkedPaths:
                     remedy='put it there, or say where it comes from: { path = "…", from = "…" }',
                 )
         for path in (*self.files, *self.dirs):
-            beneath.link(root, f"releases/{self.name}/{path}", self._target(machine, path), owner=owner)
+            place, target = f"releases/{self.name}/{path}", self._target(machine, path)
+            beneath.link(machine, root, place, target, owner=owner, replace=self.fresh)
 
     def _target(self, machine: Machine, path: str) -> str:
         return str(machine.real(self.deploy_to) / "shared" / path)

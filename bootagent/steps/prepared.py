@@ -43,8 +43,9 @@ class Prepared:
                 raise BootagentError(f"hook {self.command[0]} is refused: {why}", remedy="chown root, chmod go-w")
         elif "/" in program:
             program = str(release / program)
+        # Should this run be killed, the next must not find the hook still at work.
         result = machine.run(
-            [program, *self.command[1:]],
+            ["setpriv", "--pdeathsig", "KILL", "--", program, *self.command[1:]],
             timeout=self.within,
             identity=machine.identity(self.user, self.group),
             cwd=release,

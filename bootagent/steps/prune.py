@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bootagent import beneath
 from bootagent.machine import Machine
 
 
@@ -26,7 +27,7 @@ class Prune:
     def apply(self, machine: Machine) -> None:
         """Remove them."""
         for name in self._doomed(machine):
-            machine.remove_tree(machine.real(self.deploy_to) / "releases" / name)
+            beneath.remove_tree(machine, machine.real(self.deploy_to), f"releases/{name}")
         for marker in self.markers:
             machine.real(marker).unlink(missing_ok=True)
 

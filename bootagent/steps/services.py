@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bootagent import beneath, runit, servicedir
-from bootagent.errors import BootagentError, ServiceError
+from bootagent.errors import BootagentError, MachineError, ServiceError
 from bootagent.health import command_problem, http_problem, tcp_problem
 from bootagent.machine import Machine, Note
-from bootagent.servicedir import ServiceDirectory
+from bootagent.servicedir import LogEnd, ServiceDirectory
 
 POLL_SECONDS = 0.1
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,10 @@ class Services:
     def __str__(self) -> str:
         if not self.specs and self.unnamed is None:
             return f"stop and remove the services of {self.app}"
-        named = ", ".join(spec.name for spec in self.specs if self.only is None or spec.name in self.only)
-        return f"start and verify the services of {self.app} ({named or self.release_services})"
+        named = [spec.name for spec in self.specs if self.only is None or spec.name in self.only]
+        if self.unnamed and self.only is None:
+            named.append(f"{self.release_services}/*")
+        return f"start and verify the services of {self.app} ({', '.join(named or self.only or ())})"
 
     def is_satisfied(self, machine: Machine) -> bool:
         """Whether all of them are installed as they should be, up for long enough, and pass their check."""
@@ -78,6 +83,7 @@ class Services:
         """Remove what is no longer wanted; install and start what changed; wait until all work. Raises ServiceError."""
         wanted = self._wanted(machine)
         watched = self._watched(machine)
+        log_ends = {one.directory.name: servicedir.log_end(machine, one.spec.log) for one in wanted}
         keep = {one.directory.name for one in wanted}
         for name in servicedir.installed(machine, self.definitions, self.app):
             if name not in keep:
@@ -88,13 +94,19 @@ class Services:
                 one.directory.unmark(machine)
                 one.directory.install(machine, stop_within=one.spec.stop_within)
             one.directory.start(machine)
-        self._verify(machine, wanted)
+        self._verify(machine, wanted, log_ends)
         for one in wanted:
             one.directory.write_marker(machine, one.marker(self.mark, watched))
 
     def _wanted(self, machine: Machine) -> list[_Wanted]:
         current = machine.real(self.current)
         own = beneath.subdirectories(current, self.release_services) if self.unnamed and current.is_dir() else []
+        own = [name for name in own if not name.startswith(".")]
+        if odd := [name for name in own if not _NAME.fullmatch(name)]:
+            raise BootagentError(
+                f"{self.release_services}/{odd[0][:80]} of the release is no name for a service",
+                remedy="letters, digits, _ and - only, at most 63",
+            )
         configured = {spec.name: spec for spec in self.specs}
         names = [*configured, *(name for name in own if name not in configured)]
         if self.only is not None:
@@ -144,7 +156,7 @@ class Services:
                 digest.update(b"\0absent")
         return digest.hexdigest()
 
-    def _verify(self, machine: Machine, wanted: list[_Wanted]) -> None:
+    def _verify(self, machine: Machine, wanted: list[_Wanted], log_ends: Mapping[str, LogEnd]) -> None:
         """Watch all of them at once until each has kept one PID for long enough and passed its check."""
         watches = [_Watch(one) for one in wanted]
         waiting = watches
@@ -153,8 +165,13 @@ class Services:
                 watch.look(machine)
             for watch in [watch for watch in waiting if watch.healthy]:
                 machine.tell(Note(f"{watch.wanted.directory.name} is healthy", {"pid": watch.pid}))
+            if unseen := [watch.wanted.directory.name for watch in waiting if watch.is_unseen()]:
+                raise MachineError(
+                    f"no runsv took up {', '.join(unseen)}: is runsvdir watching {self.service_dir}?",
+                    remedy="start runit",
+                )
             if failed := [watch for watch in watches if watch.failed]:
-                raise _failure(machine, failed)
+                raise _failure(machine, failed, log_ends)
             waiting = [watch for watch in waiting if not watch.healthy]
             if waiting:
                 time.sleep(POLL_SECONDS)
@@ -174,7 +191,10 @@ class _Wanted:
 
     def is_up(self, machine: Machine) -> bool:
         found = runit.status(self.directory.inner(machine))
-        return found is not None and found.state == "run" and found.uptime() >= self.spec.stable_for
+        if found is None or found.state != "run":
+            return False
+        # runsv writes the time of day: one in the future was written before the clock was set back.
+        return found.since > time.time() or found.uptime() >= self.spec.stable_for
 
     def problem(self, machine: Machine) -> str | None:
         """Why it does not work, by its configured check and then by the release's own check script."""
@@ -213,10 +233,9 @@ class _Watch:
         found = runit.status(self.wanted.directory.inner(machine))
         if found is None:
             self.pid = 0
-            if self._deadline is None and now > self._scanned_by:
-                self.failed = f"no runsv took it up: is runsvdir watching {self.wanted.directory.service_dir}?"
-                return
-        elif self._deadline is None:  # its own time counts from the moment runit has it
+        elif not found.wants_up:  # a `down` file, or an order from before
+            self.wanted.directory.start(machine)
+        if found and self._deadline is None:  # its own time counts from the moment runit has it
             self._deadline = now + max(self.wanted.spec.within, self.wanted.spec.stable_for + 1)
         pid = found.pid if found and found.state == "run" else 0
         if pid != self.pid:
@@ -231,6 +250,10 @@ class _Watch:
         if self._deadline is not None and now > self._deadline and not self.healthy:
             self.failed = self._why()
 
+    def is_unseen(self) -> bool:
+        """Whether runit has had time enough to notice the service, and has not."""
+        return self._deadline is None and time.monotonic() > self._scanned_by
+
     def _why(self) -> str:
         if len(self._ends) > 1:
             return f"it crashed {len(self._ends)} times"
@@ -239,10 +262,13 @@ class _Watch:
         return self._problem or f"it was not up for {self.wanted.spec.stable_for:g} s"
 
 
-def _failure(machine: Machine, failed: list[_Watch]) -> ServiceError:
+def _failure(machine: Machine, failed: list[_Watch], log_ends: Mapping[str, LogEnd]) -> ServiceError:
     sentences = [
         f"service {watch.wanted.directory.name} is not healthy after {watch.wanted.spec.within:g} s: {watch.failed}"
         for watch in failed
     ]
-    tails = [servicedir.log_tail(machine, watch.wanted.spec.log) for watch in failed]
+    tails = [
+        servicedir.log_tail(machine, watch.wanted.spec.log, since=log_ends[watch.wanted.directory.name])
+        for watch in failed
+    ]
     return ServiceError("; ".join(sentences), tail="\n".join(filter(None, tails)))

@@ -30,7 +30,7 @@ class SharedFile:
         """Whether content and mode are as they should be."""
         try:
             found, mode = beneath.read(machine.real(self.deploy_to), f"shared/{self.path}")
-        except FileNotFoundError:
+        except (FileNotFoundError, BootagentError):  # not there, or no file of a sane size
             return False
         return mode == 0o640 and found == self._content(machine)
 
@@ -44,12 +44,18 @@ class SharedFile:
         limit = beneath.MAX_FILE_BYTES
         if not self.origin.startswith("s3://"):
             try:
-                return machine.real(self.origin).read_bytes()
+                with machine.real(self.origin).open("rb") as file:
+                    return self._bounded(file.read(limit + 1))
             except OSError as error:
                 raise BootagentError(f"cannot read {self.origin}: {error.strerror}") from None
         bucket, _, key = self.origin.removeprefix("s3://").partition("/")
         with aws.call(f"read {self.origin}", "s3:GetObject"):
             content = aws.s3(self.region).get_object(Bucket=bucket, Key=key)["Body"].read(limit + 1)
-        if len(content) > limit:
-            raise BootagentError(f"{self.origin} is larger than {limit} bytes: not a configuration file")
+        return self._bounded(content)
+
+    def _bounded(self, content: bytes) -> bytes:
+        if len(content) > beneath.MAX_FILE_BYTES:
+            raise BootagentError(
+                f"{self.origin} is larger than {beneath.MAX_FILE_BYTES} bytes: not a configuration file"
+            )
         return content

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bootagent import beneath
 from bootagent.machine import Machine
 from bootagent.pull.bundle import Bundle, Limits, pull
 
@@ -29,10 +30,12 @@ class StagedBundle:
     def apply(self, machine: Machine) -> None:
         """Unpack into a fresh directory beside it, then rename. A failed try leaves nothing."""
         release = machine.real(self.release)
+        root, releases = release.parent.parent, release.parent.name
         owner = machine.identity(self.user, self.group)
         partial = release.with_name(f".{release.name}.partial")
-        machine.remove_tree(partial)
-        machine.make_directory(partial, owner=owner)
+        beneath.remove_tree(machine, root, f"{releases}/{partial.name}")
+        with beneath.directory(root, f"{releases}/{partial.name}", create=True, owner=owner):
+            pass
         try:
             pull(
                 machine,
@@ -44,6 +47,6 @@ class StagedBundle:
                 label=f"pull {self.bundle.key}",
             )
         except BaseException:
-            machine.remove_tree(partial)
+            beneath.remove_tree(machine, root, f"{releases}/{partial.name}")
             raise
-        partial.rename(release)
+        beneath.rename(root, releases, partial.name, release.name)

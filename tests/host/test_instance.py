@@ -420,7 +420,7 @@ def test_a_denial_names_the_action_and_the_other_way(inside: Cloud, code: str) -
     inside.api.fail("ec2", "DescribeTags", code=code, status=403, times=100)
     began = time.monotonic()
     with pytest.raises(AwsError) as caught:
-        read(within=60)
+        read(within=2)
     said = str(caught.value)
     assert said.startswith(f"cannot read the tags of {inside.metadata.instance.instance_id}: {code}")
     assert "allow ec2:DescribeTags" in said
@@ -428,6 +428,16 @@ def test_a_denial_names_the_action_and_the_other_way(inside: Cloud, code: str) -
     assert (caught.value.iam_action, caught.value.code) == ("ec2:DescribeTags", code)
     assert time.monotonic() - began < 5
     assert inside.count("ec2", "DescribeTags") == 1
+
+
+def test_no_tags_yet_and_a_denied_ec2_are_waited_out(inside: Cloud) -> None:
+    """Metadata answers 404 both where tags are switched off and where there is none yet."""
+    inside.remove_tag("Role")
+    inside.remove_tag("Environment")
+    inside.api.fail("ec2", "DescribeTags", code="UnauthorizedOperation", status=403, times=100)
+    inside.metadata.set_tag("Role", "web", after=2)
+    inside.metadata.set_tag("Environment", "staging", after=2)
+    assert read(within=30).tags == {"Role": "web", "Environment": "staging"}
 
 
 def test_a_throttled_ec2_is_asked_again(inside: Cloud) -> None:

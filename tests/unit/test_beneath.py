@@ -11,7 +11,7 @@ import pytest
 
 from bootagent import beneath
 from bootagent.errors import BootagentError
-from bootagent.machine import Identity
+from bootagent.machine import Identity, Machine
 
 NOBODY = Identity("nobody", "nogroup", 65534, 65534, (), "/")
 
@@ -50,7 +50,7 @@ def operations(root: Path, path: str) -> dict[str, Callable[[], object]]:
         "create": lambda: enter(root, path, create=True),
         "read": lambda: beneath.read(root, path),
         "write": lambda: beneath.write(root, path, b"new", mode=0o644, owner=None),
-        "link": lambda: beneath.link(root, path, "/target", owner=None),
+        "link": lambda: beneath.link(Machine(root), root, path, "/target", owner=None, replace=True),
         "files": lambda: list(beneath.files(root, path)),
         "subdirectories": lambda: beneath.subdirectories(root, path),
     }
@@ -276,6 +276,7 @@ def make_full_directory(path: Path) -> None:
     (path / "deep/link").symlink_to(path.parents[2] / "outside")
 
 
+@pytest.mark.spawns
 @pytest.mark.parametrize(
     "make", [lambda path: None, Path.touch, os.mkfifo, make_link, make_dangling_link, Path.mkdir, make_full_directory]
 )
@@ -283,13 +284,52 @@ def test_a_link_replaces_whatever_a_release_holds(
     root: Path, make: Callable[[Path], None], outside: Callable[[], dict[str, str]]
 ) -> None:
     make(root / "a/log")
-    beneath.link(root, "a/log", "/srv/web/shared/log", owner=None)
+    beneath.link(Machine(root), root, "a/log", "/srv/web/shared/log", owner=None, replace=True)
     assert (root / "a/log").readlink() == Path("/srv/web/shared/log")
     assert outside() == UNTOUCHED
 
 
+@pytest.mark.parametrize("make", [Path.touch, make_full_directory])
+def test_data_of_a_release_that_serves_is_not_replaced(root: Path, make: Callable[[Path], None]) -> None:
+    make(root / "a/log")
+    with pytest.raises(BootagentError, match="no link and not empty"):
+        beneath.link(Machine(root), root, "a/log", "/x", owner=None, replace=False)
+    assert not (root / "a/log").is_symlink()
+
+
+@pytest.mark.parametrize("make", [lambda path: None, make_link, make_dangling_link, Path.mkdir])
+def test_nothing_and_an_empty_directory_give_way_in_a_release_that_serves(
+    root: Path, make: Callable[[Path], None]
+) -> None:
+    make(root / "a/log")
+    beneath.link(Machine(root), root, "a/log", "/x", owner=None, replace=False)
+    assert (root / "a/log").readlink() == Path("/x")
+
+
+@pytest.mark.spawns
+def test_a_tree_is_removed_whatever_its_depth_and_never_through_a_link(
+    root: Path, outside: Callable[[], dict[str, str]]
+) -> None:
+    deep = root / "doomed"
+    deep.mkdir()
+    here = os.open(deep, os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("d", dir_fd=here)
+        deeper = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = deeper
+    os.symlink(root.parent / "outside", "link", dir_fd=here)
+    os.close(here)
+    beneath.remove_tree(Machine(root), root, "doomed")
+    assert not deep.exists() and not list(root.glob(".doomed*"))
+    (root / "swapped").symlink_to(root.parent / "outside")
+    with pytest.raises(BootagentError):
+        beneath.remove_tree(Machine(root), root, "swapped/b")
+    assert outside() == UNTOUCHED
+
+
 def test_linking_makes_the_way(root: Path) -> None:
-    beneath.link(root, "tmp/pids", "/x", owner=None)
+    beneath.link(Machine(root), root, "tmp/pids", "/x", owner=None, replace=True)
     assert (root / "tmp/pids").readlink() == Path("/x")
 
 

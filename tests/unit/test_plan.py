@@ -139,8 +139,10 @@ def pruned(*names: str) -> Prune:
     return Prune("/srv/web", names, tuple(f"/var/lib/bootagent/prepared/web.{name}" for name in names))
 
 
-def links(name: str) -> LinkedPaths:
-    return LinkedPaths("/srv/web", name, ("config/db.yml", ".env"), ("log",), "deploy", "web")
+def links(name: str, *, fresh: bool | None = None) -> LinkedPaths:
+    """Fresh by default only in a release made now: what one that serves holds may be somebody's data."""
+    new = name == NEW if fresh is None else fresh
+    return LinkedPaths("/srv/web", name, ("config/db.yml", ".env"), ("log",), "deploy", "web", new)
 
 
 def switched(name: str, log: str | None, demoted: str | None = None) -> Current:
@@ -162,7 +164,7 @@ def services(mark: str | None) -> Services:
     )
 
 
-def deployed(name: str, what: str, *prune: str) -> dict[Phase, tuple[Step, ...]]:
+def deployed(name: str, what: str, *prune: str, fresh: bool | None = None) -> dict[Phase, tuple[Step, ...]]:
     """All steps that put revision ``what`` into release ``name``."""
     path = f"/srv/web/releases/{name}"
     environment = (
@@ -179,7 +181,7 @@ def deployed(name: str, what: str, *prune: str) -> dict[Phase, tuple[Step, ...]]
             ENV_FILE,
             pruned(*prune),
             StagedBundle(path, revision(what).bundle, Limits(1000, 10, 100), 300.0, "deploy", "web"),
-            links(name),
+            links(name, fresh=fresh),
             RevisionFile("/srv/web", name, what, "deploy", "web"),
             Prepared(path, ("bin/prepare",), 60.0, environment, "deploy", "web", marker),
         ),
@@ -334,8 +336,8 @@ def test_a_killed_run_of_this_boot_is_finished(current: str) -> None:
     state = remembered("a", killed=pending(R2, "b"), r20261111120000=good("a"), r20261112120000=record("staged", "b"))
     lane = made(facts("b", state, releases=(R1, R2), current=current))
     assert (lane.intent, lane.release, lane.fallback) == ("deploy", R2, R1)
-    assert lane.reason == "finish what a killed run began"
-    assert lane.steps == deployed(R2, "b")
+    assert lane.reason == "finish what an earlier run began"
+    assert lane.steps == deployed(R2, "b", fresh=current != R2)
 
 
 def test_a_power_cut_while_staging_makes_a_fresh_release_and_removes_the_doubtful_one() -> None:
