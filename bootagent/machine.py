@@ -7,13 +7,11 @@ Logical paths (``str``, as a configuration writes them) become real ones (``Path
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import grp
 import os
 import pwd
 import shlex
-import shutil
 import signal
 import stat
 import subprocess
@@ -35,7 +33,8 @@ TAIL_BYTES = 4096
 #: Of what a program prints, no more than this is kept: its end.
 OUTPUT_BYTES = 1024 * 1024
 KILL_SECONDS = 5.0
-REMOVE_SECONDS = 5.0
+REMOVE_SECONDS = 600.0
+BUSY_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -238,10 +237,28 @@ class Machine:
         """Remove a directory tree, if it is there. It is renamed first: half a tree never bears its name."""
         doomed = path.with_name(f".{path.name}.removed")
         if doomed.exists():  # left by a run that was killed here
-            _remove(doomed)
+            self.delete(doomed, within=path.parent)
         if path.exists():
             path.rename(doomed)
-            _remove(doomed)
+            self.delete(doomed, within=path.parent)
+
+    def delete(self, path: Path, *, within: Path) -> None:
+        """rm(1) from the directory ``within``: it walks by descriptors, follows no link and minds no depth.
+
+        Tried again for a moment: what a killed run left at work may still be writing. Raises CommandError.
+        """
+        name = f"./{path.name}"
+        if os.geteuid() != 0:  # root needs no permission
+            self.run(["chmod", "-Rf", "u+rwX", "--", name], timeout=REMOVE_SECONDS, cwd=within, check=False)
+        deadline = time.monotonic() + BUSY_SECONDS
+        while True:
+            try:
+                self.run(["rm", "-rf", "--", name], timeout=REMOVE_SECONDS, cwd=within)
+                return
+            except CommandError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
 
     def sync_filesystem(self, path: Path) -> None:
         """Make everything written to the filesystem that holds ``path`` durable: one syncfs(2), through sync(1)."""
@@ -300,18 +317,6 @@ def writable_by_others(path: Path) -> str | None:
         if loose and not sticky:
             return f"{place} can be written by others (mode {stat.S_IMODE(found.st_mode):o})"
     return None
-
-
-def _remove(tree: Path) -> None:
-    """shutil.rmtree, again while a program that outlives a killed run for a moment still writes there."""
-    deadline = time.monotonic() + REMOVE_SECONDS
-    while True:
-        try:
-            return shutil.rmtree(tree)
-        except OSError as error:
-            if error.errno != errno.ENOTEMPTY or time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
 
 
 def _walked(path: Path) -> list[Path]:

@@ -294,6 +294,7 @@ def test_a_directory_is_made_with_its_mode_and_an_old_one_left_alone(machine: Ma
     assert (tmp_path / "a/b").stat().st_mode & 0o777 == 0o700
 
 
+@pytest.mark.spawns
 def test_a_tree_is_removed_even_when_half_removed_before(machine: Machine, tmp_path: Path) -> None:
     (tmp_path / "tree/deep").mkdir(parents=True)
     (tmp_path / ".tree.removed/deep").mkdir(parents=True)
