@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import time
 import traceback
-from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
 from pathlib import Path
 
-from bootagent import __version__, aws, plan, release, runit, servicedir, sources, state
-from bootagent.config import document, resolve
+from bootagent import __version__, plan, release, runit, servicedir, state
+from bootagent.config import resolve
 from bootagent.config.document import Document
 from bootagent.config.model import App, Config
 from bootagent.errors import (
@@ -19,21 +16,20 @@ from bootagent.errors import (
     EXIT_DONE,
     EXIT_FAILED,
     EXIT_USAGE,
-    AwsError,
     BootagentError,
     ConfigError,
     MachineError,
     StepError,
     UsageError,
 )
-from bootagent.instance import Instance, Overrides, Tags, read
+from bootagent.instance import Tags
 from bootagent.journal import Hearer, Journal, boot_id, timestamp, uptime
 from bootagent.lock import held
 from bootagent.machine import Machine, Note
-from bootagent.plan import PHASES, Known, Lane, Moment, Phase, Plan
-from bootagent.release import Layout
+from bootagent.plan import PHASES, Lane, Phase, Plan
 from bootagent.state import LastRun, Pending, ReleaseRecord, State
 from bootagent.steps.base import Step
+from bootagent.survey import load_document, look, make_plan, read_instance, side_by_side
 
 #: How long a rerun waits for credentials and a route; a boot waits as long as for its tags.
 EARLY_SECONDS = 5.0
@@ -96,71 +92,6 @@ def run(request: Request, machine: Machine, hearer: Hearer) -> Outcome:
         return outcome
 
 
-def load_document(request: Request, machine: Machine) -> Document:
-    """Read and check the configuration. Raises ConfigError."""
-    files = document.config_files(request.config)
-    return resolve.validate(document.load(files))
-
-
-def read_instance(request: Request, found: Document) -> Instance:
-    """Read metadata and tags, waiting for those the configuration needs. Raises MetadataError, AwsError."""
-    return read(
-        Overrides(arguments=request.tags, defaults=resolve.default_tags(found)),
-        lambda tags: resolve.required_tags(found, tags),
-        within=resolve.metadata_within(found),
-    )
-
-
-def look(config: Config, instance: Instance, machine: Machine, known: State, patience: float = 0.0) -> dict[str, Known]:
-    """What the disk, the sources and the state say of every app; sources are asked side by side.
-
-    For ``patience`` seconds, credentials and a route that are not there yet are waited for. What cannot be seen of one
-    app is that app's failure alone.
-    """
-    deadline = time.monotonic() + patience
-
-    def one(app: App) -> Known:
-        layout, remembered = Layout(), known.app(app.name, app.deploy_to)
-        try:
-            layout = release.observe(machine, app.deploy_to)
-            return Known(layout, _resolved(app, instance.region, deadline), remembered)
-        except BootagentError as error:
-            return Known(layout, error, remembered)
-        except OSError as error:
-            return Known(layout, MachineError(f"{app.deploy_to}: {error.strerror}"), remembered)
-        except Exception as error:  # a fault of ours must not keep the other apps from their turn
-            return Known(layout, BootagentError(f"internal error, please report it: {error!r}"), remembered)
-
-    return dict(zip([app.name for app in config.apps], _side_by_side(one, config.apps), strict=True))
-
-
-def _resolved(app: App, region: str | None, deadline: float) -> sources.Revision:
-    while True:
-        try:
-            return sources.resolve(app.source, region)
-        except AwsError as error:
-            if not aws.is_early(error) or time.monotonic() >= deadline:
-                raise
-            aws.forget_clients()
-            time.sleep(1)
-
-
-def make_plan(
-    config: Config,
-    known: Mapping[str, Known],
-    known_apps: Collection[str],
-    instance: Instance,
-    machine: Machine,
-    retry: bool,
-) -> Plan:
-    """The plan for this moment; ``known_apps`` are those the state tells of."""
-    moment = Moment(datetime.now(timezone.utc), boot_id(), instance.region, retry)
-    wanted = {app.name for app in config.apps}
-    before = {*servicedir.apps_installed(machine, config.runit.definitions), *known_apps}
-    retired = sorted(before - wanted)
-    return plan.make(config, known, retired, moment)
-
-
 class _Run:
     """One run. What it learns on the way is kept, so that however far it came can be recorded."""
 
@@ -204,9 +135,9 @@ class _Run:
     def _planned(self) -> Plan:
         journal, request = self._journal, self._request
         with journal.span("read", "read the configuration"):
-            self._document = load_document(request, self._machine)
+            self._document = load_document(request.config)
         with journal.span("read", "read instance metadata and tags"):
-            instance = read_instance(request, self._document)
+            instance = read_instance(self._document, request.tags)
         self._state = self._state.on_instance(instance.instance_id)
         self.config = resolve.resolve(self._document, instance.coordinates(), instance.tags)
         if request.rollback_to is not None:
@@ -264,7 +195,7 @@ class _Run:
                 endings[lane.app] = Ending(EXIT_FAILED, f"nothing to run: {lane.reason}")
         for phase in PHASES:
             self._before(phase, going)
-            failures = _side_by_side(lambda lane, phase=phase: self._run_steps(lane, phase), going)
+            failures = side_by_side(lambda lane, phase=phase: self._run_steps(lane, phase), going)
             failed = [(lane, error) for lane, error in zip(going, failures, strict=True) if error]
             for lane, error in failed:
                 endings[lane.app] = self._fall_back(lane, phase, error)
@@ -393,14 +324,6 @@ def _telling(machine: Machine, journal: Journal) -> Machine:
         listener(event)  # type: ignore[arg-type]
 
     return Machine(machine.root, tell)
-
-
-def _side_by_side(work: Callable, items: Sequence) -> list:  # type: ignore[type-arg]
-    """``map`` with a thread for each item; one item needs none."""
-    if len(items) < 2:
-        return [work(item) for item in items]
-    with ThreadPoolExecutor(len(items)) as pool:
-        return list(pool.map(work, items))
 
 
 def _severity(code: int) -> int:

@@ -107,17 +107,16 @@ def _print_outcome(outcome: Any) -> None:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from bootagent import agent, report, state
+    from bootagent import report, state, survey
     from bootagent.config import resolve
 
     machine = _machine(options)
-    request = agent.Request("plan", _config_file(options), _tags(options))
-    document = agent.load_document(request, machine)
-    instance = agent.read_instance(request, document)
+    document = survey.load_document(_config_file(options))
+    instance = survey.read_instance(document, _tags(options))
     config = resolve.resolve(document, instance.coordinates(), instance.tags)
     remembered = state.load(machine).on_instance(instance.instance_id)
-    known = agent.look(config, instance, machine, remembered)
-    made = agent.make_plan(config, known, remembered.apps, instance, machine, options.retry)
+    known = survey.look(config, instance, machine, remembered)
+    made = survey.make_plan(config, known, remembered.apps, instance, machine, options.retry)
     lanes = report.planned(made, machine)
     _print_json(lanes) if options.json else print(report.plan_text(lanes))
     return EXIT_DONE

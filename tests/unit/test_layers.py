@@ -18,12 +18,13 @@ PACKAGE = Path(__file__).parents[2] / "bootagent"
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
     frozenset({"machine", "aws", "pointer"}),
-    frozenset({"imds", "beneath", "health", "journal", "pull", "runit", "log"}),
+    frozenset({"imds", "beneath", "health", "journal", "pull", "runit"}),
     frozenset({"instance", "config", "state", "lock", "release", "servicedir"}),
     frozenset({"steps"}),
     frozenset({"sources"}),
     frozenset({"plan"}),
-    frozenset({"agent", "console", "timeline"}),
+    frozenset({"survey"}),
+    frozenset({"agent", "console"}),
     frozenset({"report", "daemon"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),
@@ -34,7 +35,7 @@ ASIDE: dict[str, frozenset[str]] = {
     "publish": frozenset({"errors", "machine", "aws", "pointer"}),
     # It stands for what surrounds an instance, so it runs the agent from outside, as everyone does.
     "sandbox": frozenset().union(*LAYERS)
-    - {"steps", "sources", "plan", "agent", "report", "daemon", "cli", "__main__"},
+    - {"steps", "sources", "plan", "survey", "agent", "report", "daemon", "cli", "__main__"},
 }
 USERS_OF_ASIDE = frozenset({"cli"})
 

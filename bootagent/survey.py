@@ -1,0 +1,94 @@
+"""Everything a run reads before it plans: the configuration, the instance, the disk, the sources."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timezone
+from pathlib import Path
+
+from bootagent import aws, plan, release, servicedir, sources
+from bootagent.config import document, resolve
+from bootagent.config.document import Document
+from bootagent.config.model import App, Config
+from bootagent.errors import AwsError, BootagentError, MachineError
+from bootagent.instance import Instance, Overrides, Tags, read
+from bootagent.journal import boot_id
+from bootagent.machine import Machine
+from bootagent.plan import Known, Moment, Plan
+from bootagent.release import Layout
+from bootagent.state import State
+
+
+def load_document(config: Path) -> Document:
+    """Read and check the configuration. Raises ConfigError."""
+    files = document.config_files(config)
+    return resolve.validate(document.load(files))
+
+
+def read_instance(found: Document, tags: Tags) -> Instance:
+    """Read metadata and tags, waiting for those the configuration needs. Raises MetadataError, AwsError."""
+    return read(
+        Overrides(arguments=tags, defaults=resolve.default_tags(found)),
+        lambda seen: resolve.required_tags(found, seen),
+        within=resolve.metadata_within(found),
+    )
+
+
+def look(config: Config, instance: Instance, machine: Machine, known: State, patience: float = 0.0) -> dict[str, Known]:
+    """What the disk, the sources and the state say of every app; sources are asked side by side.
+
+    For ``patience`` seconds, credentials and a route that are not there yet are waited for. What cannot be seen of one
+    app is that app's failure alone.
+    """
+    deadline = time.monotonic() + patience
+
+    def one(app: App) -> Known:
+        layout, remembered = Layout(), known.app(app.name, app.deploy_to)
+        try:
+            layout = release.observe(machine, app.deploy_to)
+            return Known(layout, _resolved(app, instance.region, deadline), remembered)
+        except BootagentError as error:
+            return Known(layout, error, remembered)
+        except OSError as error:
+            return Known(layout, MachineError(f"{app.deploy_to}: {error.strerror}"), remembered)
+        except Exception as error:  # a fault of ours must not keep the other apps from their turn
+            return Known(layout, BootagentError(f"internal error, please report it: {error!r}"), remembered)
+
+    return dict(zip([app.name for app in config.apps], side_by_side(one, config.apps), strict=True))
+
+
+def _resolved(app: App, region: str | None, deadline: float) -> sources.Revision:
+    while True:
+        try:
+            return sources.resolve(app.source, region)
+        except AwsError as error:
+            if not aws.is_early(error) or time.monotonic() >= deadline:
+                raise
+            aws.forget_clients()
+            time.sleep(1)
+
+
+def make_plan(
+    config: Config,
+    known: Mapping[str, Known],
+    known_apps: Collection[str],
+    instance: Instance,
+    machine: Machine,
+    retry: bool,
+) -> Plan:
+    """The plan for this moment; ``known_apps`` are those the state tells of."""
+    moment = Moment(datetime.now(timezone.utc), boot_id(), instance.region, retry)
+    wanted = {app.name for app in config.apps}
+    before = {*servicedir.apps_installed(machine, config.runit.definitions), *known_apps}
+    retired = sorted(before - wanted)
+    return plan.make(config, known, retired, moment)
+
+
+def side_by_side(work: Callable, items: Sequence) -> list:  # type: ignore[type-arg]
+    """``map`` with a thread for each item; one item needs none."""
+    if len(items) < 2:
+        return [work(item) for item in items]
+    with ThreadPoolExecutor(len(items)) as pool:
+        return list(pool.map(work, items))
