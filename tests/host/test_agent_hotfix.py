@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from datetime import datetime, timedelta
 
 from tests.conftest import Agent
 from tests.host.stage import App, Stage
@@ -24,7 +25,7 @@ def cap_deploy(web: App, release: str, version: str) -> None:
 
 
 def after(release: str) -> str:
-    return str(int(release) + 1)
+    return f"{datetime.strptime(release, '%Y%m%d%H%M%S') + timedelta(seconds=1):%Y%m%d%H%M%S}"
 
 
 def test_a_hotfix_survives_a_rerun_and_a_newer_bundle_wins(stage: Stage, web: App, agent: Agent) -> None:
