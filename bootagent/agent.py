@@ -99,9 +99,9 @@ class _Run:
         self._request = request
         self._machine = machine
         self._journal = journal
-        found = state.load(machine)
-        self._begun_before = found.begun
-        self._state = replace(found, begun=journal.run)
+        self._saved = state.load(machine)
+        self._begun_before = self._saved.begun
+        self._state = replace(self._saved, begun=journal.run)
         self._document: Document | None = None
         self.config: Config | None = None
 
@@ -247,8 +247,7 @@ class _Run:
             known = replace(known, pending=pending, proven=lane.fallback or known.proven)
             record = ReleaseRecord("active" if phase == "serve" else "staged", lane.revision, lane.label, timestamp())
             found = found.with_app(lane.app, known.with_release(lane.release, record))
-        if found != self._state:
-            self._save(found)
+        self._save(found)
 
     def _succeeded(self, lane: Lane) -> Ending:
         if lane.intent == "retire":
@@ -311,7 +310,9 @@ class _Run:
 
     def _save(self, found: State) -> None:
         self._state = found
-        state.save(self._machine, found)
+        if found != self._saved:  # each write waits for the disk
+            state.save(self._machine, found)
+            self._saved = found
 
 
 def _telling(machine: Machine, journal: Journal) -> Machine:

@@ -155,8 +155,9 @@ class ServiceDirectory:
 
     def fingerprint(self) -> str:
         """Equal exactly when the definition is."""
-        facts = [self.name, [(p, hashlib.sha256(c).hexdigest(), m) for p, c, m in self.files], self.env, self.log]
-        return hashlib.sha256(json.dumps([facts, vars(self.identity or self), 1], default=str).encode()).hexdigest()
+        files = [(path, hashlib.sha256(content).hexdigest(), mode) for path, content, mode in self.files]
+        who = vars(self.identity) if self.identity else None
+        return hashlib.sha256(json.dumps([self.name, files, self.env, self.log, who]).encode()).hexdigest()
 
     def is_installed(self, machine: Machine) -> bool:
         """Whether every file and the link are as they should be, and no other is there."""
@@ -210,6 +211,8 @@ class ServiceDirectory:
             pass
         with beneath.directory(machine.root, path, create=True, owner=self.identity) as log:
             uid, gid = (self.identity.uid, self.identity.gid) if self.identity else (os.geteuid(), os.getegid())
+            if self.log.startswith(OWN_LOGS):
+                os.fchmod(log, 0o750)
             if os.fstat(log).st_uid == uid:
                 return
             if not self.log.startswith(OWN_LOGS):
@@ -272,13 +275,13 @@ class ServiceDirectory:
         content = json.dumps(marker).encode() + b"\n"
         path = self.outer(machine) / MARKER
         if path.read_bytes() != content:
-            machine.write(path, content)
+            machine.write(path, content, mode=0o600)  # it digests the environment, which holds secrets
 
     def unmark(self, machine: Machine) -> None:
         """Say that the directory is ours and nothing is known to work."""
         outer = self.outer(machine)
         machine.make_directory(outer)
-        machine.write(outer / MARKER, b"{}\n")
+        machine.write(outer / MARKER, b"{}\n", mode=0o600)
 
 
 def _present(outer: Path) -> dict[str, tuple[bytes, int]]:
