@@ -237,16 +237,17 @@ class _Run:
         """Write down what a run killed in this phase must find."""
         found = self._state
         for lane in lanes:
-            if lane.intent != "deploy" or not (lane.release and lane.revision and lane.label):
+            if not (made := _made(lane)):
                 continue
+            name, revision, label = made
             app = self._app(lane)
             known = found.app(lane.app, app.deploy_to)
             # Durable on disk only once the switch has been made, which syncs first.
-            resumed = known.pending is not None and known.pending.release == lane.release and known.pending.staged
-            pending = Pending(lane.release, lane.revision, lane.label, boot_id(), phase == "serve" or resumed)
+            resumed = known.pending is not None and known.pending.release == name and known.pending.staged
+            pending = Pending(name, revision, label, boot_id(), phase == "serve" or resumed)
             known = replace(known, pending=pending, proven=lane.fallback or known.proven)
-            record = ReleaseRecord("active" if phase == "serve" else "staged", lane.revision, lane.label, timestamp())
-            found = found.with_app(lane.app, known.with_release(lane.release, record))
+            record = ReleaseRecord("active" if phase == "serve" else "staged", revision, label, timestamp())
+            found = found.with_app(lane.app, known.with_release(name, record))
         self._save(found)
 
     def _succeeded(self, lane: Lane) -> Ending:
@@ -255,9 +256,10 @@ class _Run:
             return Ending(EXIT_DONE, "its services are removed; the role does not run it")
         app = self._app(lane)
         known = self._state.app(lane.app, app.deploy_to)
-        if lane.intent == "deploy" and lane.release and lane.revision and lane.label:
-            record = ReleaseRecord("good", lane.revision, lane.label, timestamp())
-            known = replace(known, revision=lane.revision, pending=None).with_release(lane.release, record)
+        if made := _made(lane):
+            name, revision, label = made
+            record = ReleaseRecord("good", revision, label, timestamp())
+            known = replace(known, revision=revision, pending=None).with_release(name, record)
         elif lane.intent == "rollback" or not lane.degraded:
             known = replace(known, pending=None)
         known = replace(known, proven=lane.release)
@@ -273,9 +275,10 @@ class _Run:
         app = self._app(lane)
         known = self._state.app(lane.app, app.deploy_to)
         blamed = phase != "stage" and not (isinstance(error, StepError) and isinstance(error.cause, MachineError))
-        if lane.intent == "deploy" and lane.release and lane.revision and lane.label and blamed:
-            record = ReleaseRecord("bad", lane.revision, lane.label, timestamp(), reason=str(error))
-            known = replace(known, revision=lane.revision, pending=None).with_release(lane.release, record)
+        if blamed and (made := _made(lane)):
+            name, revision, label = made
+            record = ReleaseRecord("bad", revision, label, timestamp(), reason=str(error))
+            known = replace(known, revision=revision, pending=None).with_release(name, record)
             self._save(self._state.with_app(lane.app, known))
         fallback = lane.fallback or (lane.release if lane.intent in ("keep", "hotfix") and phase == "stage" else None)
         if fallback is None or self.config is None:
@@ -325,6 +328,13 @@ def _telling(machine: Machine, journal: Journal) -> Machine:
         listener(event)  # type: ignore[arg-type]
 
     return Machine(machine.root, tell)
+
+
+def _made(lane: Lane) -> tuple[str, str, str] | None:
+    """The release a lane makes, and the identity and label of its revision; None when it makes none."""
+    if lane.intent == "deploy" and lane.release and lane.revision and lane.label:
+        return lane.release, lane.revision, lane.label
+    return None
 
 
 def _severity(code: int) -> int:

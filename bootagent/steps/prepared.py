@@ -33,16 +33,8 @@ class Prepared:
 
     def apply(self, machine: Machine) -> None:
         """Run it. Raises CommandError with the end of its output; BootagentError for a hook others could change."""
-        program = self.command[0]
         release = machine.real(self.release)
-        if program.startswith("/"):
-            # Part of the image, and trusted like the configuration; a release's own hook is trusted like its code.
-            real = machine.real(program)
-            program = str(real) if real.exists() else program
-            if why := writable_by_others(machine.real(self.command[0])) if real.exists() else None:
-                raise BootagentError(f"hook {self.command[0]} is refused: {why}", remedy="chown root, chmod go-w")
-        elif "/" in program:
-            program = str(release / program)
+        program = self._program(machine)
         # Should this run be killed, the next must not find the hook still at work.
         result = machine.run(
             ["setpriv", "--pdeathsig", "KILL", "--", program, *self.command[1:]],
@@ -54,3 +46,15 @@ class Prepared:
         marker = machine.real(self.marker)
         machine.make_directory(marker.parent, mode=0o700)
         machine.write(marker, result.stdout.encode(), mode=0o600)
+
+    def _program(self, machine: Machine) -> str:
+        """What the first word names: a program of the image, which nobody else may write, or the release's own."""
+        named = self.command[0]
+        if not named.startswith("/"):
+            return str(machine.real(self.release) / named) if "/" in named else named
+        real = machine.real(named)
+        if not real.exists():
+            return named
+        if why := writable_by_others(real):
+            raise BootagentError(f"hook {named} is refused: {why}", remedy="chown root, chmod go-w")
+        return str(real)
