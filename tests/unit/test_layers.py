@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parents[2] / "bootagent"
 #: Lowest first: modules directly in ``bootagent/``, or packages there. Those of one layer do not know each other.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
-    frozenset({"machine", "aws", "pointer"}),
+    frozenset({"machine", "aws", "pointer", "user_data"}),
     frozenset({"imds", "beneath", "health", "journal", "pull", "runit"}),
     frozenset({"instance", "config", "state", "lock", "release", "servicedir"}),
     frozenset({"steps"}),
@@ -25,7 +25,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"plan"}),
     frozenset({"survey"}),
     frozenset({"agent", "console"}),
-    frozenset({"report", "daemon"}),
+    frozenset({"report", "relay", "daemon"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),
 )
@@ -53,7 +53,7 @@ RESERVED: dict[str, frozenset[str]] = {
 }
 
 #: Who may start processes by other means than Machine.
-STARTERS = frozenset({"machine", "sandbox"})
+STARTERS = frozenset({"machine", "sandbox", "daemon"})
 _STARTING = {
     "subprocess": {"run", "Popen", "call", "check_call", "check_output", "getoutput", "getstatusoutput"},
     "os": {"system", "popen", "posix_spawn", "posix_spawnp"}
