@@ -56,9 +56,8 @@ def _data(source: Source, packages: Sequence[vendor.Package]) -> Iterable[Entry]
     yield from home(source, packages)
     yield link("usr/bin/bootagent", f"/{HOME}/bin/bootagent")
     yield from configuration(source)
-    for unit in source.under("systemd"):
-        if "." in unit.path and not unit.path.endswith((".default", ".md")):
-            yield unit.below("lib/systemd/system")
+    for unit in systemd(source):
+        yield unit.below("lib/systemd/system")
     for file in source.under("runit/bootagent"):
         yield file.below("etc/sv/bootagent")
     yield Entry("usr/share/python3/runtime.d/bootagent.rtupdate", _debian(source, "rtupdate"), stat.S_IFREG | 0o755)
@@ -91,9 +90,14 @@ def configuration(source: Source) -> Iterable[Entry]:
     yield Entry("etc/default/bootagent", default.content)
 
 
+def systemd(source: Source) -> list[Entry]:
+    """The systemd units."""
+    return [file for file in source.under("systemd") if b"[Unit]\n" in file.content]
+
+
 def units(source: Source) -> list[str]:
     """The systemd units that the package enables."""
-    found = [unit for unit in source.under("systemd") if b"\n[Install]\n" in unit.content]
+    found = [unit for unit in systemd(source) if b"\n[Install]\n" in unit.content]
     return sorted(unit.path for unit in found if unit.path not in OPTIONAL_UNITS)
 
 

@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 
 @dataclass(frozen=True)
 class Entry:
-    """A file, link or directory at ``path`` (relative), ``mode`` as in ``st_mode``; a link's ``content`` is its target."""
+    """A file, link or directory at a relative path; ``mode`` as in ``st_mode``, a link's ``content`` is its target."""
 
     path: str
     content: bytes = b""

@@ -10,11 +10,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from builder import deb, source, vendor
+from builder import deb, pyz, source, vendor
 from builder.errors import BuildError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-_WHAT = ("deb",)
+_WHAT = ("deb", "pyz")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,6 +38,8 @@ def _build(options: argparse.Namespace) -> list[Path]:
     for what in options.what or _WHAT:
         if what == "deb":
             made.append((f"bootagent_{found.version}_all.deb", deb.build(found, packages), 0o644))
+        if what == "pyz":
+            made.append(("bootagent.pyz", pyz.build(found, packages), 0o755))
     options.output.mkdir(parents=True, exist_ok=True)
     return [_written(options.output / name, content, mode) for name, content, mode in made]
 
