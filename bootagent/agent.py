@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,21 +26,28 @@ from bootagent.errors import (
 )
 from bootagent.instance import Tags
 from bootagent.journal import Hearer, Journal, boot_id, timestamp, uptime
-from bootagent.lock import held
+from bootagent.lock import Lock
 from bootagent.machine import Machine, Note
 from bootagent.plan import PHASES, Lane, Phase, Plan
 from bootagent.state import LastRun, Pending, ReleaseRecord, State
 from bootagent.steps.base import Step
-from bootagent.survey import load_document, look, make_plan, read_instance, side_by_side
+from bootagent.survey import load_document, look, make_plan, read_instance, services_to_stop, side_by_side
 
 #: How long a rerun waits for credentials and a route; a boot waits as long as for its tags.
 EARLY_SECONDS = 5.0
+#: What brings the machine to what its tags say, named for why: at boot, by hand, on the watch, after a failure.
+CONFIGURING = frozenset({"run", "reconfigure", "watch", "retry"})
+#: One line on how the last run ended, for whoever would not read the state.
+SUMMARY = "/run/bootagent/summary"
 OUTCOMES = {EXIT_DONE: "done", EXIT_DEGRADED: "degraded", EXIT_FAILED: "failed"}
 
 
 @dataclass(frozen=True)
 class Request:
-    """What somebody asked for. ``config`` is the main file; ``rollback_to`` a release, or "" for the previous one."""
+    """What somebody asked for, by command: see :data:`CONFIGURING`, and ``rollback`` and ``stop``.
+
+    ``config`` is the main file; ``rollback_to`` a release, or "" for the previous one.
+    """
 
     command: str
     config: Path
@@ -51,34 +60,53 @@ class Request:
 
 @dataclass(frozen=True)
 class Ending:
-    """How one lane ended, as an exit code and a sentence; ``tail`` is what the failed program last said."""
+    """How one lane ended, as an exit code and a sentence; ``tail`` is what the failed program last said.
+
+    ``transient``: another try may end better, though nothing else is published.
+    """
 
     exit_code: int
     sentence: str
     tail: str = ""
+    transient: bool = False
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended. ``problems`` are the sentences of whatever went wrong before any lane began."""
+    """How a run ended. ``problems`` are the sentences of whatever went wrong before any lane began.
+
+    ``transient`` is as :class:`Ending` has it; ``watch_seconds`` how often the configuration wants to look for a new
+    release: 0 for never, None when it could not be read.
+    """
 
     exit_code: int
     endings: Mapping[str, Ending]
     problems: tuple[str, ...] = ()
     seconds: float = 0.0
+    transient: bool = False
+    watch_seconds: float | None = None
+
+    def sentences(self) -> list[str]:
+        """What to tell of it, worst first."""
+        worst = sorted(self.endings.items(), key=lambda item: item[1].exit_code == EXIT_DONE)
+        return [*self.problems, *(f"{name}: {ending.sentence}" for name, ending in worst)]
 
 
 def run(request: Request, machine: Machine, hearer: Hearer) -> Outcome:
     """Do what is asked, under the lock, and record it. Raises LockedError; every other failure is in the outcome."""
-    with held(machine, request.command, request.lock_wait):
+
+    def wait(holder: str) -> None:
+        hearer({"event": "waiting", "t": 0.0, "step": f"another bootagent is at work ({holder})"})
+
+    with Lock(machine, request.command, request.lock_wait, wait) as lock:
         journal = Journal(machine, hearer)
         machine = _telling(machine, journal)
         started = timestamp()
         journal.record(
             "run-begin", command=request.command, version=__version__, boot_id=boot_id(), uptime=round(uptime(), 2)
         )
-        work = _Run(request, machine, journal)
-        outcome = replace(work.outcome(), seconds=round(journal.elapsed(), 3))
+        work = _Run(request, machine, journal, lock)
+        outcome = replace(work.outcome(), seconds=round(journal.elapsed(), 3), watch_seconds=work.watch_seconds())
         try:
             work.remember(
                 None
@@ -87,18 +115,20 @@ def run(request: Request, machine: Machine, hearer: Hearer) -> Outcome:
             )
         except BootagentError as error:  # on a full disk, too, the exit code is to be the truth
             outcome = replace(outcome, problems=(*outcome.problems, str(error)))
-        journal.record("run-end", exit_code=outcome.exit_code, outcome=OUTCOMES.get(outcome.exit_code, "refused"))
+        journal.record("run-end", exit_code=outcome.exit_code, outcome=_named(request, outcome))
         journal.close()
+        _summarize(request, machine, outcome)
         return outcome
 
 
 class _Run:
     """One run. What it learns on the way is kept, so that however far it came can be recorded."""
 
-    def __init__(self, request: Request, machine: Machine, journal: Journal) -> None:
+    def __init__(self, request: Request, machine: Machine, journal: Journal, lock: Lock) -> None:
         self._request = request
         self._machine = machine
         self._journal = journal
+        self._lock = lock
         self._saved = state.load(machine)
         self._begun_before = self._saved.begun
         self._state = replace(self._saved, begun=journal.run)
@@ -114,7 +144,8 @@ class _Run:
         except UsageError as error:
             return Outcome(error.exit_code, {}, (str(error),))
         except BootagentError as error:
-            return Outcome(EXIT_DEGRADED if self._something_serves() else EXIT_FAILED, {}, (str(error),))
+            code = EXIT_DEGRADED if self._something_serves() else EXIT_FAILED
+            return Outcome(code, {}, (str(error),), transient=True)
         except Exception as error:
             return Outcome(EXIT_FAILED, {}, (str(self._fault(error)),))
 
@@ -134,18 +165,47 @@ class _Run:
 
     def _planned(self) -> Plan:
         journal, request = self._journal, self._request
+        if request.command == "stop":
+            return self._stop_plan()
         with journal.span("read", "read the configuration"):
             self._document = load_document(request.config)
         with journal.span("read", "read instance metadata and tags"):
-            instance = read_instance(self._document, request.tags)
+            instance = read_instance(
+                self._document, request.tags, lambda instance_id: self._state.tags_on(instance_id), self._pause
+            )
         self._state = self._state.on_instance(instance.instance_id)
         self.config = resolve.resolve(self._document, instance.coordinates(), instance.tags)
+        if request.command in CONFIGURING:
+            tags = {**self._state.tags, **request.tags}
+            self._state = replace(self._state, tags={key: value for key, value in tags.items() if value})
         if request.rollback_to is not None:
             return self._rollback_plan(self.config, request.rollback_to)
         with journal.span("read", "ask the sources what is new"):
             patience = resolve.metadata_within(self._document) if request.command == "run" else EARLY_SECONDS
             known = look(self.config, instance, self._machine, self._state, patience)
         return make_plan(self.config, known, self._state.apps, instance, self._machine, request.retry)
+
+    def _pause(self, seconds: float) -> None:
+        """Wait for tags; meanwhile somebody else, who knows more, may have a turn."""
+        self._journal.record("waiting", phase="read", step="wait for the instance's tags")
+        with self._lock.given_up():
+            time.sleep(seconds)
+        self._saved = state.load(self._machine)
+        self._begun_before = self._saved.begun
+        self._state = replace(self._saved, begun=self._journal.run)
+        self._save(self._state)
+
+    def watch_seconds(self) -> float | None:
+        """How often the configuration wants to look for a new release; None when it could not be read."""
+        return resolve.watch_interval(self._document) if self._document else None
+
+    def _stop_plan(self) -> Plan:
+        """A machine that goes down has no time for metadata; nor must a broken configuration keep services up."""
+        try:
+            self._document = load_document(self._request.config)
+        except ConfigError as error:
+            self._journal.record("fault", error=str(error))
+        return plan.stop(*services_to_stop(self._document, self._machine))
 
     def _rollback_plan(self, config: Config, wanted: str) -> Plan:
         app = _chosen(config, self._request.app)
@@ -192,7 +252,8 @@ class _Run:
         going = [lane for lane in made.lanes if lane.intent != "nothing"]
         for lane in made.lanes:
             if lane.intent == "nothing":
-                endings[lane.app] = Ending(EXIT_FAILED, f"nothing to run: {lane.reason}")
+                sentence = f"nothing to run: {lane.reason}"
+                endings[lane.app] = Ending(EXIT_FAILED, sentence, transient=lane.unread)
         for phase in PHASES:
             self._before(phase, going)
             failures = side_by_side(lambda lane, phase=phase: self._run_steps(lane, phase), going)
@@ -202,9 +263,8 @@ class _Run:
             going = [lane for lane in going if lane.app not in endings]
         for lane in going:
             endings[lane.app] = self._succeeded(lane)
-        return Outcome(
-            max((ending.exit_code for ending in endings.values()), key=_severity, default=EXIT_DONE), endings
-        )
+        worst = max((ending.exit_code for ending in endings.values()), key=_severity, default=EXIT_DONE)
+        return Outcome(worst, endings, transient=any(ending.transient for ending in endings.values()))
 
     def _run_steps(self, lane: Lane, phase: Phase) -> BootagentError | None:
         for step in lane.steps.get(phase, ()):
@@ -254,6 +314,8 @@ class _Run:
         if lane.intent == "retire":
             self._save(self._state.with_app(lane.app, None))
             return Ending(EXIT_DONE, "its services are removed; the role does not run it")
+        if lane.intent == "stop":
+            return Ending(EXIT_DONE, "its services are down")
         app = self._app(lane)
         known = self._state.app(lane.app, app.deploy_to)
         if made := _made(lane):
@@ -265,13 +327,13 @@ class _Run:
         known = replace(known, proven=lane.release)
         self._save(self._state.with_app(lane.app, self._without_pruned(known, app)))
         code = EXIT_DEGRADED if lane.degraded else EXIT_DONE
-        return Ending(code, f"{_said(lane)}; {lane.reason}")
+        return Ending(code, f"{_said(lane)}; {lane.reason}", transient=lane.unread)
 
     def _fall_back(self, lane: Lane, phase: Phase, error: BootagentError) -> Ending:
         """A lane failed: mark its release, and go back to (or stay on) the one that worked."""
         tail = _tail(error)
-        if lane.intent == "retire":
-            return Ending(EXIT_FAILED, str(error), tail)
+        if lane.intent in ("retire", "stop"):
+            return Ending(EXIT_FAILED, str(error), tail, transient=True)
         app = self._app(lane)
         known = self._state.app(lane.app, app.deploy_to)
         blamed = phase != "stage" and not (isinstance(error, StepError) and isinstance(error.cause, MachineError))
@@ -282,7 +344,7 @@ class _Run:
             self._save(self._state.with_app(lane.app, known))
         fallback = lane.fallback or (lane.release if lane.intent in ("keep", "hotfix") and phase == "stage" else None)
         if fallback is None or self.config is None:
-            return Ending(EXIT_FAILED, str(error), tail)
+            return Ending(EXIT_FAILED, str(error), tail, transient=not blamed)
         back = plan.put_back(
             self.config,
             app,
@@ -293,9 +355,10 @@ class _Run:
         )
         for later in PHASES:
             if again := self._run_steps(back, later):
-                return Ending(EXIT_FAILED, f"{error}; and release {fallback} could not be put back: {again}", tail)
+                sentence = f"{error}; and release {fallback} could not be put back: {again}"
+                return Ending(EXIT_FAILED, sentence, tail, transient=True)
         kept = "still serves" if phase == "stage" else "was put back and serves"
-        return Ending(EXIT_DEGRADED, f"{error}; release {fallback} {kept}", tail)
+        return Ending(EXIT_DEGRADED, f"{error}; release {fallback} {kept}", tail, transient=not blamed)
 
     def _without_pruned(self, known: state.AppState, app: App) -> state.AppState:
         """Forget good and staged releases that are gone; that a revision was bad is remembered."""
@@ -337,6 +400,20 @@ def _made(lane: Lane) -> tuple[str, str, str] | None:
     return None
 
 
+def _named(request: Request, outcome: Outcome) -> str:
+    if request.command == "stop" and outcome.exit_code == EXIT_DONE:
+        return "stopped"
+    return OUTCOMES.get(outcome.exit_code, "refused")
+
+
+def _summarize(request: Request, machine: Machine, outcome: Outcome) -> None:
+    """Leave the summary; it is a courtesy, and on a full disk there is none."""
+    said = "; ".join(outcome.sentences()) or "this role runs nothing"
+    line = " ".join(f"{_named(request, outcome)}: {said}".split())
+    with contextlib.suppress(OSError):
+        machine.write(machine.real(SUMMARY), line.encode() + b"\n")
+
+
 def _severity(code: int) -> int:
     return (EXIT_DONE, EXIT_DEGRADED, EXIT_FAILED).index(code)
 
@@ -368,7 +445,7 @@ def _last_run(request: Request, journal: Journal, started: str, outcome: Outcome
         started=started,
         finished=timestamp(),
         exit_code=outcome.exit_code,
-        outcome=OUTCOMES.get(outcome.exit_code, "refused"),
+        outcome=_named(request, outcome),
         error="; ".join(sentences) or None,
         role=work.config.role if work.config else None,
         environment=work.config.environment if work.config else None,

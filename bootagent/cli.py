@@ -7,15 +7,17 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from bootagent import __version__
 from bootagent.errors import EXIT_DONE, EXIT_FAILED, BootagentError, ConfigError, UsageError
 
 DEFAULT_CONFIG = "/etc/bootagent/config.toml"
+#: How long a run waits for another by itself: user-data and the boot take turns.
+TURN_SECONDS = 600.0
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 _EPILOG = (
     "exit codes: 0 done, 1 failed, 2 usage or configuration, 3 degraded (an old release serves), 75 try later\n"
@@ -55,7 +57,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    return _agent(options, "run")
+    if not options.once:
+        _stay(options)
+    return _agent(options, options.because)
+
+
+def _stay(options: argparse.Namespace) -> NoReturn:
+    from bootagent.daemon import launch
+
+    _tags(options)  # refused here, not by every run to come
+    words = ["--log", options.log, *(["--verbose"] if options.verbose else []), *(["--json"] if options.json else [])]
+    words += [word for tag in options.tag for word in ("--tag", tag)]
+    launch.become(_place(options), words)
+
+
+def _stop(options: argparse.Namespace) -> int:
+    return _agent(options, "stop")
 
 
 def _reconfigure(options: argparse.Namespace) -> int:
@@ -73,17 +90,36 @@ def _agent(options: argparse.Namespace, command: str, **more: Any) -> int:
     request = agent.Request(
         command=command,
         config=_config_file(options),
-        tags=_tags(options),
+        tags=_tags(options) if hasattr(options, "tag") else {},
         lock_wait=options.lock_wait,
         retry=getattr(options, "retry", False),
         **more,
     )
-    outcome = agent.run(request, _machine(options, told.hear), told.hear_record)
+    relay = _relay(options)
+    hearers = [told, relay] if relay else [told]
+    machine = _machine(options, lambda event: _each(hearer.hear(event) for hearer in hearers))
+    outcome = agent.run(request, machine, lambda record: _each(hearer.hear_record(record) for hearer in hearers))
     told.close()
+    if relay:
+        relay.end(outcome)
     with contextlib.suppress(OSError):  # the exit code says it, even when nobody reads the rest
         _tell_outcome(outcome, as_json=options.json)
         sys.stdout.flush()
     return outcome.exit_code
+
+
+def _relay(options: argparse.Namespace) -> Any:
+    """Where the daemon listens, when it started this run."""
+    if getattr(options, "report_to", None) is None:
+        return None
+    from bootagent.relay import Relay
+
+    return Relay(options.report_to)
+
+
+def _each(calls: Iterable[None]) -> None:
+    for _ in calls:
+        pass
 
 
 def _tell_outcome(outcome: Any, *, as_json: bool) -> None:
@@ -112,9 +148,10 @@ def _plan(options: argparse.Namespace) -> int:
 
     machine = _machine(options)
     document = survey.load_document(_config_file(options))
-    instance = survey.read_instance(document, _tags(options))
+    loaded = state.load(machine)
+    instance = survey.read_instance(document, _tags(options), loaded.tags_on)
     config = resolve.resolve(document, instance.coordinates(), instance.tags)
-    remembered = state.load(machine).on_instance(instance.instance_id)
+    remembered = loaded.on_instance(instance.instance_id)
     known = survey.look(config, instance, machine, remembered)
     made = survey.make_plan(config, known, remembered.apps, instance, machine, options.retry)
     lanes = report.planned(made, machine)
@@ -148,11 +185,11 @@ def _timeline(options: argparse.Namespace) -> int:
 
 
 def _facts(options: argparse.Namespace) -> int:
-    from bootagent import console, instance
+    from bootagent import console, instance, state
 
-    arguments = _tags(options)
-    found = instance.read(instance.Overrides(arguments=arguments), lambda tags: set(), within=options.within)
-    if not set(found.tags) - set(arguments):  # metadata shows none: a boot would ask EC2 now
+    overrides = instance.Overrides(_tags(options), remembered=state.load(_machine(options)).tags_on)
+    found = instance.read(overrides, lambda tags: set(), within=options.within)
+    if not {"metadata", "user-data"} & set(found.tag_origin.values()):  # metadata shows none: a boot would ask EC2 now
         try:
             own = instance.ec2_tags(found)
             found = replace(
@@ -259,7 +296,7 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     for name, run, said in (
-        ("run", _run, "configure this instance at boot"),
+        ("run", _run, "configure this instance at boot, then stay and watch for notices and signals"),
         ("reconfigure", _reconfigure, "do the same again without a reboot; with nothing new it changes nothing"),
     ):
         added = command(name, run, said)
@@ -269,6 +306,16 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument(
             "--retry", action="store_true", help="deploy a revision that failed or was rolled back again"
         )
+        if name == "run":
+            added.add_argument("--once", action="store_true", help="configure and end; do not stay")
+            added.add_argument(
+                "--because", choices=("run", "reconfigure", "watch", "retry"), default="run", help=argparse.SUPPRESS
+            )
+            _add_report_to(added)
+    added = command("stop", _stop, "take all services down gracefully; a reboot or reconfigure starts them again")
+    _add_place(added)
+    _add_work(added)
+    _add_report_to(added)
     added = command("rollback", _rollback, "go back to the release before the current one, or to RELEASE")
     added.add_argument("release", nargs="?", metavar="RELEASE", help="e.g. 20261120093000")
     added.add_argument("--app", help="which app, when the role has several")
@@ -295,6 +342,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_place(added)
         _add_json(added)
     added = command("facts", _facts, "show what this instance knows about itself, and from where")
+    _add_root(added)
     _add_tags(added)
     _add_json(added)
     added.add_argument("--within", type=_seconds, default=10.0, metavar="SECONDS", help="give up after (default 10)")
@@ -332,19 +380,38 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_place(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", help=f"configuration (default {DEFAULT_CONFIG}, and conf.d/*.toml)")
+    _add_root(parser)
+
+
+def _add_root(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", default="/", metavar="DIR", help="put every absolute path below DIR")
 
 
 def _add_tags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--tag", action="append", default=[], metavar="KEY=VALUE", help="overrides the instance's tag")
+    parser.add_argument(
+        "--tag",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="overrides the instance's tag; run and reconfigure remember it on this instance until told KEY=",
+    )
 
 
 def _add_work(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--lock-wait", type=_seconds, default=0.0, metavar="SECONDS", help="wait for another bootagent to finish"
+        "--lock-wait",
+        type=_seconds,
+        default=TURN_SECONDS,
+        metavar="SECONDS",
+        help=f"how long to wait for another bootagent to finish (default {TURN_SECONDS:g})",
     )
     _add_logging(parser)
     _add_json(parser)
+
+
+def _add_report_to(parser: argparse.ArgumentParser) -> None:
+    """Where the daemon listens: a file descriptor, its own affair."""
+    parser.add_argument("--report-to", type=int, help=argparse.SUPPRESS)
 
 
 def _add_logging(parser: argparse.ArgumentParser) -> None:
@@ -381,6 +448,12 @@ def _config_file(options: argparse.Namespace) -> Path:
     return found
 
 
+def _place(options: argparse.Namespace) -> list[str]:
+    """The options that say where the machine is, in full: the daemon does not keep our working directory's meaning."""
+    config = ["--config", str(Path(options.config).absolute())] if options.config else []
+    return ["--root", str(Path(options.root).absolute()), *config]
+
+
 def _definitions(options: argparse.Namespace) -> str:
     """Where service directories are; a broken configuration must not keep ``status`` from answering."""
     from bootagent.config import document, resolve
@@ -394,14 +467,14 @@ def _definitions(options: argparse.Namespace) -> str:
 
 
 def _tags(options: argparse.Namespace) -> dict[str, str]:
-    return dict(_pairs(options.tag, "--tag KEY=VALUE"))
+    return dict(_pairs(options.tag, "--tag KEY=VALUE", empty=True))
 
 
-def _pairs(words: Sequence[str], form: str) -> list[tuple[str, str]]:
+def _pairs(words: Sequence[str], form: str, *, empty: bool = False) -> list[tuple[str, str]]:
     pairs = []
     for word in words:
         key, equals, value = word.partition("=")
-        if not (key and equals and value):
+        if not (key and equals and (value or empty)):
             raise UsageError(f"{word!r} has not the form {form}")
         pairs.append((key, value))
     return pairs

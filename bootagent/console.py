@@ -62,7 +62,7 @@ class Console:
             if self._json:
                 self._log.info("progress", step=event.label, done=event.done, total=event.total)
             else:
-                self._stream.write(f"  {event.label}: {_amount(event)}\n")
+                self._stream.write(f"  {event.label}: {amount(event)}\n")
 
     def close(self) -> None:
         """Take the progress bar away."""
@@ -79,9 +79,9 @@ def plain(text: str) -> str:
 
 def bar(event: Transfer, width: int) -> str:
     """One line of progress, e.g. ``  pull web.tar.zst [=====>    ]  54 %  62.4 of 115.3 MB``."""
-    amount = _amount(event)
+    told_amount = amount(event)
     if not event.total:
-        return f"  {event.label} {amount}"[:width]
+        return f"  {event.label} {told_amount}"[:width]
     share = min(1.0, event.done / event.total)
     filled = int(share * BAR_WIDTH)
     drawn = "=" * filled + (">" if filled < BAR_WIDTH else "") + " " * (BAR_WIDTH - filled - 1)
@@ -90,7 +90,8 @@ def bar(event: Transfer, width: int) -> str:
     return f"  {label}{told}"[:width]
 
 
-def _amount(event: Transfer) -> str:
+def amount(event: Transfer) -> str:
+    """How much of a transfer is done, e.g. ``62.4 of 115.3 MB``."""
     scale, unit = (1e6, "MB") if (event.total or event.done) >= 1e6 else (1e3, "kB")
     done = f"{event.done / scale:.1f}"
     return f"{done} of {event.total / scale:.1f} {unit}" if event.total else f"{done} {unit}"
@@ -108,6 +109,8 @@ def _line(record: Record, verbose: bool) -> str | None:
         return f"{stamp}{app}{record['step']}{took}"
     if event == "failed":
         return f"{stamp}{app}FAILED: {record['step']}: {record['error']}"
+    if event == "waiting":
+        return f"{stamp}waiting: {record['step']}"
     if event == "note":
         return f"{stamp}  {record['step']}"
     if event == "begin" and verbose:

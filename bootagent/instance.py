@@ -59,16 +59,30 @@ class Instance:
 
 @dataclass(frozen=True)
 class Overrides:
-    """Tags from elsewhere than the instance: the command line wins over everything, defaults fill gaps."""
+    """Tags from elsewhere than the instance: the command line wins over everything, defaults fill gaps.
+
+    ``remembered`` gives those of earlier command lines on the instance of that id; an argument with an empty value
+    takes one of them away.
+    """
 
     arguments: Tags = field(default_factory=dict)
     defaults: Tags = field(default_factory=dict)
+    remembered: Callable[[str | None], Tags] = lambda instance_id: {}
+
+    def layers(self, instance_id: str | None) -> dict[str, Tags]:
+        """The tags by where they come from."""
+        old = {key: value for key, value in self.remembered(instance_id).items() if key not in self.arguments}
+        given = {key: value for key, value in self.arguments.items() if value}
+        return {"defaults": self.defaults, "remembered": old, "argument": given}
 
 
-def read(overrides: Overrides, required: RequiredTags, *, within: float) -> Instance:
+def read(
+    overrides: Overrides, required: RequiredTags, *, within: float, pause: Callable[[float], None] = time.sleep
+) -> Instance:
     """Read identity, user-data and tags, waiting for the required tags.
 
-    ``required`` is asked again as tags arrive: which tags a role needs is known once the role is.
+    ``required`` is asked again as tags arrive: which tags a role needs is known once the role is. ``pause`` waits for
+    so many seconds between two looks.
     Raises MetadataError when metadata or a required tag does not come ``within`` so many seconds, and ConfigError
     for a ``#bootagent`` user-data document that makes no sense.
     """
@@ -78,8 +92,14 @@ def read(overrides: Overrides, required: RequiredTags, *, within: float) -> Inst
     deadline = time.monotonic() + within
     instance = _identity(metadata)
     user_data = user_data_tags(metadata.get_bytes("user-data"))
-    layers = {"defaults": overrides.defaults, "user-data": user_data, "argument": overrides.arguments}
-    return _with_tags(instance, metadata, layers, required, deadline)
+    return _with_tags(
+        instance,
+        metadata,
+        lambda: {"user-data": user_data, **overrides.layers(instance.instance_id)},
+        required,
+        deadline,
+        pause,
+    )
 
 
 def _identity(metadata: Metadata) -> Instance:
@@ -104,7 +124,12 @@ def _identity(metadata: Metadata) -> Instance:
 
 
 def _with_tags(
-    instance: Instance, metadata: Metadata, layers: Mapping[str, Tags], required: RequiredTags, deadline: float
+    instance: Instance,
+    metadata: Metadata,
+    layers: Callable[[], Mapping[str, Tags]],
+    required: RequiredTags,
+    deadline: float,
+    pause: Callable[[float], None],
 ) -> Instance:
     asked_ec2, denied = False, None
     ask_ec2_at = 0.0  # where metadata shows no tags: at once, since it may never
@@ -115,7 +140,7 @@ def _with_tags(
         if seen is not None:
             own, origin = seen, "metadata"
             ask_ec2_at = ask_ec2_at or time.monotonic() + EC2_AFTER_SECONDS
-        merged = _merged({origin: own, **layers})
+        merged = _merged({origin: own, **layers()})
         missing = _missing(required, merged.tags)
         if missing and time.monotonic() >= ask_ec2_at:
             ask_ec2_at = time.monotonic() + EC2_AFTER_SECONDS
@@ -123,7 +148,7 @@ def _with_tags(
                 own, origin, asked_ec2 = {**own, **ec2_tags(instance)}, "ec2", True
             except AwsError as error:
                 denied = error  # not final: no tags in metadata may mean none yet, and credentials may be late
-            merged = _merged({origin: own, **layers})
+            merged = _merged({origin: own, **layers()})
             missing = _missing(required, merged.tags)
         if not missing:
             return _replaced(instance, merged)
@@ -132,7 +157,7 @@ def _with_tags(
             if denied and seen is None:
                 raise denied
             raise _tags_missing(missing, merged.tags, shown=seen is not None, asked_ec2=asked_ec2)
-        time.sleep(min(left, POLL_SECONDS * random.uniform(1.0, 1.2)))
+        pause(min(left, POLL_SECONDS * random.uniform(1.0, 1.2)))
 
 
 def metadata_tags(metadata: Metadata) -> dict[str, str] | None:
@@ -198,8 +223,8 @@ class _Merged:
 
 
 def _merged(layers: Mapping[str, Tags]) -> _Merged:
-    """Join layers of tags: --tag over user-data over the instance's own over defaults."""
-    order = ["defaults", "metadata", "ec2", "user-data", "argument"]
+    """Join layers of tags: --tag, now or earlier, over user-data over the instance's own over defaults."""
+    order = ["defaults", "metadata", "ec2", "user-data", "remembered", "argument"]
     tags: dict[str, str] = {}
     origin: dict[str, str] = {}
     for name in sorted(layers, key=order.index):
@@ -217,7 +242,7 @@ def _replaced(instance: Instance, merged: _Merged) -> Instance:
 
 
 def _without_metadata(overrides: Overrides, required: RequiredTags) -> Instance:
-    merged = _merged({"defaults": overrides.defaults, "argument": overrides.arguments})
+    merged = _merged(overrides.layers(None))
     if missing := _missing(required, merged.tags):
         raise MetadataError(
             f"no value for {', '.join(missing)}: AWS_EC2_METADATA_DISABLED is set",

@@ -6,8 +6,9 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import TracebackType
 
 from bootagent.errors import LockedError
 from bootagent.journal import timestamp
@@ -17,24 +18,60 @@ PATH = "/run/bootagent/lock"
 POLL_SECONDS = 0.2
 
 
-@contextlib.contextmanager
-def held(machine: Machine, command: str, wait: float) -> Iterator[None]:
-    """Hold the lock, waiting up to ``wait`` seconds for it. Raises LockedError naming the holder."""
-    path = machine.real(PATH)
-    deadline = time.monotonic() + wait
-    while True:
-        with machine.locked(path) as file:
+class Lock:
+    """Held inside ``with``, waited for up to ``wait`` seconds. Raises LockedError naming the holder.
+
+    ``tell`` hears who is waited for, once.
+    """
+
+    def __init__(
+        self, machine: Machine, command: str, wait: float, tell: Callable[[str], None] = lambda holder: None
+    ) -> None:
+        self._machine = machine
+        self._path = machine.real(PATH)
+        self._command = command
+        self._wait = wait
+        self._tell = tell
+        self._held = contextlib.ExitStack()
+
+    def __enter__(self) -> Lock:
+        self._take(self._wait)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._held.close()
+
+    @contextlib.contextmanager
+    def given_up(self) -> Iterator[None]:
+        """Let another run have its turn meanwhile; its work is waited for, however long it takes."""
+        self._held.close()
+        try:
+            yield
+        finally:
+            self._take(float("inf"))
+
+    def _take(self, wait: float) -> None:
+        deadline = time.monotonic() + wait
+        told = False
+        while True:
+            file = self._held.enter_context(self._machine.locked(self._path))
             if file:
                 file.truncate(0)
-                file.write(json.dumps({"pid": os.getpid(), "command": command, "since": timestamp()}))
+                file.write(json.dumps({"pid": os.getpid(), "command": self._command, "since": timestamp()}))
                 file.flush()
-                yield
                 return
-        if time.monotonic() >= deadline:
-            raise LockedError(
-                f"another bootagent is at work ({_holder(path)})", remedy="wait for it with --lock-wait SECONDS"
-            )
-        time.sleep(POLL_SECONDS)
+            self._held.close()
+            if time.monotonic() >= deadline:
+                raise LockedError(
+                    f"another bootagent is at work ({_holder(self._path)})",
+                    remedy="wait for it with --lock-wait SECONDS",
+                )
+            if not told:
+                told = True
+                self._tell(_holder(self._path))
+            time.sleep(POLL_SECONDS)
 
 
 def is_held(machine: Machine) -> bool:

@@ -25,10 +25,11 @@ from bootagent.steps.prune import Prune
 from bootagent.steps.services import Services, ServiceSpec
 from bootagent.steps.shared_file import SharedFile
 from bootagent.steps.staged_bundle import StagedBundle
+from bootagent.steps.stopped import Stopped
 
 Phase = Literal["stage", "activate", "serve"]
 PHASES: tuple[Phase, ...] = ("stage", "activate", "serve")
-Intent = Literal["deploy", "keep", "hotfix", "rollback", "retire", "nothing"]
+Intent = Literal["deploy", "keep", "hotfix", "rollback", "retire", "stop", "nothing"]
 
 MARKERS = "/var/lib/bootagent/prepared"
 
@@ -39,7 +40,7 @@ class Lane:
 
     ``release`` is the one it ends on, ``revision`` and ``label`` what that is made of (None when it is not ours).
     ``fallback`` is the release to put back should the activation fail. ``reason`` says in a sentence why the lane is
-    what it is; ``degraded`` that this is less than what was asked for.
+    what it is; ``degraded`` that this is less than what was asked for, ``unread`` that the source did not answer.
     """
 
     app: str
@@ -51,6 +52,7 @@ class Lane:
     fallback: str | None = None
     reason: str = ""
     degraded: bool = False
+    unread: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,21 @@ def previous(layout: Layout, state: AppState) -> str | None:
         if name < (layout.current or "~") and name != unfinished and state.is_proven(name)
     ]
     return max(older, default=None)
+
+
+def stop(definitions: str, services: Mapping[str, Sequence[tuple[str, float]]]) -> Plan:
+    """The plan that takes services down: of each app its service directories, and the seconds each may take."""
+    return Plan(
+        tuple(
+            Lane(
+                app=app,
+                intent="stop",
+                steps={"serve": (Stopped(app, definitions, tuple(known)),)},
+                reason="somebody asked",
+            )
+            for app, known in services.items()
+        )
+    )
 
 
 def _lane(config: Config, app: App, known: Known, moment: Moment) -> Lane:
@@ -231,10 +248,11 @@ def _deploy(config: Config, app: App, known: Known, revision: Revision, name: st
 def _keep(
     config: Config, app: App, known: Known, standing: str | None, moment: Moment, *, reason: str, degraded: bool = False
 ) -> Lane:
+    unread = isinstance(known.revision, BootagentError)
     if standing is None:
         if known.layout.elsewhere:
             reason = f"current points at {known.layout.elsewhere}, which is no release; {reason}"
-        return Lane(app=app.name, intent="nothing", steps={}, reason=reason)
+        return Lane(app=app.name, intent="nothing", steps={}, reason=reason, unread=unread)
     record = known.state.releases.get(standing)
     stage = [_prune(app, known, making=None)]
     if record:
@@ -260,6 +278,7 @@ def _keep(
         label=record.label if record else None,
         reason=reason,
         degraded=degraded,
+        unread=unread,
     )
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from bootagent import journal, lock, release, runit, servicedir, state
+from bootagent import boottime, journal, lock, release, runit, servicedir, state
 from bootagent.console import table
-from bootagent.errors import EXIT_TRY_LATER, BootagentError
+from bootagent.errors import EXIT_DONE, EXIT_TRY_LATER, BootagentError
 from bootagent.machine import Machine
 from bootagent.plan import PHASES, Plan
 
 WAIT_POLL_SECONDS = 0.2
 BAR_WIDTH = 32
+#: A run that begins later than this after the kernel did is no longer the boot's.
+BOOT_SECONDS = 900.0
 
 Facts = dict[str, Any]
 
@@ -24,7 +27,7 @@ Facts = dict[str, Any]
 def status(machine: Machine, definitions: str) -> Facts:
     """The state as data: the run under way or the last one, each app's releases and services."""
     known = state.load(machine)
-    running = lock.is_held(machine)
+    running = lock.is_held(machine) or _is_waiting(machine)
     last = known.last_run
     outcome, exit_code = _verdict(known, running=running)
     return {
@@ -35,6 +38,14 @@ def status(machine: Machine, definitions: str) -> Facts:
         "last_run": vars(last) | {"apps": dict(last.apps)} if last else None,
         "apps": {name: _app_status(machine, name, app, definitions) for name, app in known.apps.items()},
     }
+
+
+def _is_waiting(machine: Machine) -> bool:
+    """Whether a run waits for tags; it gives up the lock meanwhile."""
+    runs = journal.read_runs(machine)
+    if not runs or runs[-1][-1]["event"] != "waiting" or runs[-1][0].get("boot_id") != journal.boot_id():
+        return False
+    return Path(f"/proc/{runs[-1][-1]['run'].rpartition('-')[2]}").exists()
 
 
 def _verdict(known: state.State, *, running: bool) -> tuple[str, int]:
@@ -64,7 +75,7 @@ def wait_for_status(machine: Machine, definitions: str, wait: float) -> Facts:
 def _under_way(machine: Machine) -> Facts:
     runs = journal.read_runs(machine)
     records = runs[-1] if runs else []
-    steps = [record for record in records if record["event"] in ("begin", "satisfied", "done")]
+    steps = [record for record in records if record["event"] in ("begin", "satisfied", "done", "waiting")]
     last = steps[-1] if steps else {}
     return {"run": last.get("run"), "phase": last.get("phase"), "app": last.get("app"), "step": last.get("step")}
 
@@ -199,33 +210,108 @@ def history_text(runs: Sequence[Facts]) -> str:
 
 
 def timeline(machine: Machine) -> Facts:
-    """Where the last run's seconds went: every step with its begin and end, in seconds since the run began."""
+    """Where the last run's seconds went: every step with its begin and end, in seconds since the run began.
+
+    ``boot`` is how the machine came that far, if the run is the first of this boot; see :func:`_boot`.
+    """
+    runs = _runs(machine)
+    first = _first_of_boot(runs)
+    return _timeline(runs[-1], _boot(machine, runs[-1]) if runs[-1] is first else None)
+
+
+def boot_timeline(machine: Machine) -> Facts:
+    """As :func:`timeline`, but of the run this boot began with, if the journal still has it."""
+    runs = _runs(machine)
+    first = _first_of_boot(runs)
+    return _timeline(first, _boot(machine, first)) if first else _timeline(runs[-1], None)
+
+
+def _runs(machine: Machine) -> list[list[journal.Record]]:
     runs = journal.read_runs(machine)
     if not runs:
         raise BootagentError("no run yet", remedy="bootagent reconfigure")
-    records = runs[-1]
-    spans = [
-        {
-            "phase": record["phase"],
-            "app": record["app"],
-            "step": record["step"],
-            "begin": round(record["t"] - record["seconds"], 4),
-            "end": record["t"],
-            "failed": record["event"] == "failed",
-        }
-        for record in records
-        if record["event"] in ("done", "failed")
-    ]
-    begin = records[0]
+    return runs
+
+
+def _first_of_boot(runs: Sequence[list[journal.Record]]) -> list[journal.Record] | None:
+    """The run the service manager began at boot; one long after the kernel started was somebody's own."""
+    of_boot = [run for run in runs if run[0].get("boot_id") == journal.boot_id() and run[0].get("command") == "run"]
+    return of_boot[0] if of_boot and of_boot[0][0].get("uptime", BOOT_SECONDS) < BOOT_SECONDS else None
+
+
+def _boot(machine: Machine, records: Sequence[journal.Record]) -> Facts:
+    """The way to a boot's run, on an axis that starts with the kernel.
+
+    ``stages`` lead to the run without a gap. ``finish`` is when systemd was done with the boot, ``healthy`` when the
+    run was; either may be None.
+    """
+    begun, end = records[0]["uptime"], records[-1]
+    marks = boottime.ask(machine)
+    return {
+        "stages": [vars(stage) for stage in boottime.stages(marks, begun)],
+        "finish": marks.finish,
+        "healthy": round(begun + end["t"], 4) if end.get("exit_code") == EXIT_DONE else None,
+    }
+
+
+def _timeline(records: Sequence[journal.Record], boot: Facts | None) -> Facts:
+    begin, end = records[0], records[-1]
+    finished = end["event"] == "run-end"
     return {
         "run": begin["run"],
         "command": begin.get("command"),
         "started": begin["at"],
         "uptime_at_start": begin.get("uptime"),
-        "seconds": records[-1]["t"],
-        "finished": records[-1]["event"] == "run-end",
-        "spans": sorted(spans, key=lambda span: (span["begin"], span["end"])),
+        "seconds": end["t"],
+        "finished": finished,
+        "outcome": end["outcome"] if finished else "not finished",
+        "apps": {
+            one["app"]: {"intent": one.get("intent"), "release": one.get("release")}
+            for one in records
+            if one["event"] == "lane"
+        },
+        "spans": sorted(_spans(records), key=lambda span: (span["begin"], span["end"])),
+        "waits": _waits(records),
+        "boot": boot,
     }
+
+
+def _spans(records: Sequence[journal.Record]) -> Iterator[Facts]:
+    """Every step that was begun; of those without an end, as far as the journal goes."""
+    at_work: dict[tuple[Any, ...], journal.Record] = {}
+    for record in records:
+        if record["event"] not in ("begin", "done", "failed"):
+            continue
+        about = {"phase": record["phase"], "app": record["app"], "step": record["step"]}
+        if record["event"] == "begin":
+            at_work[tuple(about.values())] = record
+            continue
+        at_work.pop(tuple(about.values()), None)
+        yield {
+            **about,
+            "begin": round(record["t"] - record["seconds"], 4),
+            "end": record["t"],
+            "failed": record["event"] == "failed",
+            "error": record.get("error"),
+            "unfinished": False,
+        }
+    last = records[-1]["t"]
+    for about, record in at_work.items():
+        named = dict(zip(("phase", "app", "step"), about, strict=True))
+        times = {"begin": record["t"], "end": last}
+        yield {**named, **times, "failed": False, "error": None, "unfinished": True}
+
+
+def _waits(records: Sequence[journal.Record]) -> list[Facts]:
+    """When the run waited for tags: each time until it next had something to say."""
+    waits: list[Facts] = []
+    for record, then in zip(records, records[1:], strict=False):
+        if record["event"] == "waiting":
+            if waits and waits[-1]["end"] == record["t"]:
+                waits[-1]["end"] = then["t"]
+            else:
+                waits.append({"step": record["step"], "begin": record["t"], "end": then["t"]})
+    return waits
 
 
 def timeline_text(found: Facts) -> str:
@@ -235,7 +321,8 @@ def timeline_text(found: Facts) -> str:
     for span in found["spans"]:
         left = int(span["begin"] / total * BAR_WIDTH)
         width = max(1, round((span["end"] - span["begin"]) / total * BAR_WIDTH))
-        drawn = (" " * left + ("x" if span["failed"] else "#") * width)[:BAR_WIDTH].ljust(BAR_WIDTH)
+        mark = "x" if span["failed"] else ">" if span["unfinished"] else "#"
+        drawn = (" " * left + mark * width)[:BAR_WIDTH].ljust(BAR_WIDTH)
         took = f"{span['end'] - span['begin']:7.2f} s"
         about = f"{span['app']}: {span['step']}" if span["app"] else span["step"]
         rows.append([span["phase"], f"|{drawn}|", took, about])
@@ -244,7 +331,15 @@ def timeline_text(found: Facts) -> str:
     head = f"{found['command']} of {found['started']}: {total:.2f} s{ended} (reading {spent:.2f} s)"
     if found["uptime_at_start"] is not None:
         head += f", begun {found['uptime_at_start']:.0f} s after the kernel started"
+    if found["boot"]:
+        head += "\n" + _boot_text(found["boot"])
     return head + "\n\n" + (table(rows, ["PHASE", "", "TOOK", "STEP"]) if rows else "nothing had to be done")
+
+
+def _boot_text(boot: Facts) -> str:
+    told = [f"{stage['name']} {stage['end'] - stage['begin']:.2f} s" for stage in boot["stages"]]
+    healthy = [] if boot["healthy"] is None else [f"healthy {boot['healthy']:.2f} s after the kernel started"]
+    return "; ".join(told + healthy)
 
 
 # --- plan --------------------------------------------------------------------------------------------------------

@@ -98,12 +98,16 @@ class LastRun:
 
 @dataclass(frozen=True)
 class State:
-    """Everything remembered. ``instance_id`` is the machine it was learned on, ``begun`` the run that began last."""
+    """Everything remembered. ``instance_id`` is the machine it was learned on, ``begun`` the run that began last.
+
+    ``tags`` are those given on a command line: user-data may say them once, and a reboot is to end in the same role.
+    """
 
     instance_id: str | None = None
     apps: Mapping[str, AppState] = field(default_factory=dict)
     last_run: LastRun | None = None
     begun: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
 
     def app(self, name: str, deploy_to: str) -> AppState:
         """An app's state; a fresh one when none is known, or when it lived in another directory."""
@@ -114,6 +118,10 @@ class State:
         """The same with one app's state replaced, or forgotten."""
         others = {key: value for key, value in self.apps.items() if key != name}
         return replace(self, apps={**others, name: app} if app else others)
+
+    def tags_on(self, instance_id: str | None) -> Mapping[str, str]:
+        """The tags remembered for this instance."""
+        return self.on_instance(instance_id).tags
 
     def on_instance(self, instance_id: str | None) -> State:
         """The state as it holds on this instance: what an image baked elsewhere was in the middle of is forgotten."""
@@ -163,4 +171,5 @@ def _from_json(found: Any) -> State:
         },
         last_run=LastRun(**found["last_run"]) if found["last_run"] else None,
         begun=found.get("begun"),
+        tags=found.get("tags", {}),
     )

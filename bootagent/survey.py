@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from bootagent import aws, plan, release, servicedir, sources
-from bootagent.config import document, resolve
+from bootagent.config import document, quantities, resolve
 from bootagent.config.document import Document
 from bootagent.config.model import App, Config
 from bootagent.errors import AwsError, BootagentError, MachineError
@@ -20,6 +20,10 @@ from bootagent.plan import Known, Moment, Plan
 from bootagent.release import Layout
 from bootagent.state import State
 
+#: Where service directories are kept, and how long one may take to stop, unless configured.
+DEFINITIONS = "/etc/sv"
+STOP_SECONDS = 10.0
+
 
 def load_document(config: Path) -> Document:
     """Read and check the configuration. Raises ConfigError."""
@@ -27,12 +31,21 @@ def load_document(config: Path) -> Document:
     return resolve.validate(document.load(files))
 
 
-def read_instance(found: Document, tags: Tags) -> Instance:
-    """Read metadata and tags, waiting for those the configuration needs. Raises MetadataError, AwsError."""
+def read_instance(
+    found: Document,
+    tags: Tags,
+    remembered: Callable[[str | None], Tags],
+    pause: Callable[[float], None] = time.sleep,
+) -> Instance:
+    """Read metadata and tags, waiting for those the configuration needs. Raises MetadataError, AwsError.
+
+    ``remembered`` and ``pause`` are as :func:`bootagent.instance.read` has them.
+    """
     return read(
-        Overrides(arguments=tags, defaults=resolve.default_tags(found)),
+        Overrides(tags, resolve.default_tags(found), remembered),
         lambda seen: resolve.required_tags(found, seen),
         within=resolve.metadata_within(found),
+        pause=pause,
     )
 
 
@@ -84,6 +97,23 @@ def make_plan(
     before = {*servicedir.apps_installed(machine, config.runit.definitions), *known_apps}
     retired = sorted(before - wanted)
     return plan.make(config, known, retired, moment)
+
+
+def services_to_stop(found: Document | None, machine: Machine) -> tuple[str, dict[str, list[tuple[str, float]]]]:
+    """Where the services are kept, and of each app those installed with the seconds each may take to stop.
+
+    Without a configuration the usual place and time hold.
+    """
+    tables = found.tables if found else {"apps": {}}
+    definitions = tables["runit"]["definitions"] if found else DEFINITIONS
+    services = {}
+    for app in servicedir.apps_installed(machine, definitions):
+        known = tables["apps"].get(app, {}).get("services", {})
+        services[app] = [
+            (name, quantities.seconds(known.get(name.partition(".")[2], {}).get("stop_within", STOP_SECONDS)))
+            for name in servicedir.installed(machine, definitions, app)
+        ]
+    return definitions, services
 
 
 def side_by_side(work: Callable, items: Sequence) -> list:  # type: ignore[type-arg]

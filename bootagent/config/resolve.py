@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from bootagent.config import coordinates, rules, schema
 from bootagent.config.document import Document
 from bootagent.config.model import App, Check, Config, Limits, LinkedFile, Runit, S3Source, Service
+from bootagent.config.quantities import seconds, size
 from bootagent.errors import ConfigError, Problem
 
 Table = dict[str, Any]
-
-_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
-_BYTES = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_BYTES |= {"MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
 def validate(document: Document) -> Document:
@@ -37,6 +33,11 @@ def validate(document: Document) -> Document:
 def metadata_within(document: Document) -> float:
     """How long to wait for metadata and tags, in seconds."""
     return seconds(document.tables["tags"]["within"])
+
+
+def watch_interval(document: Document) -> float:
+    """How often to look for a new release, in seconds; 0: never."""
+    return seconds(document.tables["watch"]["interval"])
 
 
 def default_tags(document: Document) -> Mapping[str, str]:
@@ -168,25 +169,3 @@ def _filled(document: Document, name: str, values: Mapping[str, str], problems: 
         except ValueError as error:
             problems.append(document.problem(("apps", name, *path), str(error)))
     return table
-
-
-def seconds(value: float | str) -> float:
-    """A duration in seconds from a number of them or text such as ``"5m"``, whose form the schema has checked."""
-    if not isinstance(value, str):
-        return float(value)
-    number, unit = _parted(value)
-    return number * _UNITS[unit]
-
-
-def size(value: int | str) -> int:
-    """A size in bytes from a number of them or text such as ``"20GB"``, whose form the schema has checked."""
-    if not isinstance(value, str):
-        return value
-    number, unit = _parted(value)
-    return int(number * _BYTES[unit])
-
-
-def _parted(value: str) -> tuple[float, str]:
-    match = re.fullmatch(r"([0-9.]+)([A-Za-z]+)", value)
-    assert match, value  # the schema's pattern
-    return float(match[1]), match[2]

@@ -10,9 +10,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from bootagent.config import coordinates
+from bootagent.config.quantities import seconds
 from bootagent.config.schema import Found, suggestion
 
 Table = dict[str, Any]
+
+#: Looking for a new release costs a process and a read of the source.
+WATCH_SECONDS = 10
 
 
 def check(tables: Table, *, filled: bool = False) -> Iterator[Found]:
@@ -21,6 +25,9 @@ def check(tables: Table, *, filled: bool = False) -> Iterator[Found]:
     The tables are complete; ``filled``: coordinates are filled in, and what braces are left are just braces.
     """
     apps: Table = tables["apps"]
+    interval = tables.get("watch", {}).get("interval", 0)
+    if 0 < seconds(interval) < WATCH_SECONDS:
+        yield ("watch", "interval"), f"{interval!r} is less than {WATCH_SECONDS} s; 0 is never"
     for name, app in apps.items():
         if not filled:
             for path, text in coordinates.texts(app):

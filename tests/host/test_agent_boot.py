@@ -117,7 +117,7 @@ def test_an_empty_environment_is_enough(stage: Stage, web: App, cloud: Cloud) ->
     web.publish("one")
     bare = [f"{name}={value}" for name, value in cloud.environment().items() if name.startswith("AWS_")]
     ran = subprocess.run(
-        ["/usr/bin/env", "-i", *bare, sys.executable, "-m", "bootagent", "run", "--root", str(stage.root)],
+        ["/usr/bin/env", "-i", *bare, sys.executable, "-m", "bootagent", "run", "--once", "--root", str(stage.root)],
         cwd="/",
         capture_output=True,
         text=True,

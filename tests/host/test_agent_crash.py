@@ -127,9 +127,11 @@ def test_a_run_killed_while_taking_back_a_bad_release(stage: Stage, web: App, ag
 def test_two_runs_at_once_take_turns(stage: Stage, web: App, agent: Agent, cloud: Cloud) -> None:
     stage.configure(web.config(extra='hooks = { prepare = ["sleep", "2"] }'))
     web.publish("one")
-    first = subprocess.Popen(agent_argv(stage.root, "run"), env=cloud.process_environment(), stderr=subprocess.DEVNULL)
+    first = subprocess.Popen(
+        agent_argv(stage.root, "run", "--once"), env=cloud.process_environment(), stderr=subprocess.DEVNULL
+    )
     time.sleep(1)
-    refused = agent("reconfigure")
+    refused = agent("reconfigure", "--lock-wait", "0")
     assert refused.code == 75
     assert f"pid {first.pid}, run" in refused.stderr
     assert agent("status").code == 75

@@ -27,7 +27,8 @@ apps = "*"
 
 #: What each command's help must have told somebody who reads nothing else.
 COMMANDS = {
-    "run": "configure this instance at boot",
+    "run": "configure this instance at boot, then stay",
+    "stop": "take all services down gracefully",
     "reconfigure": "without a reboot",
     "rollback": "the release before the current one",
     "plan": "change nothing",
@@ -119,20 +120,19 @@ def test_a_command_line_that_makes_no_sense_ends_in_2(words: list[str], capsys: 
     assert "usage: bootagent" in shown.err
 
 
-@pytest.mark.parametrize("tag", ["Role", "=web", "Role=", "", "="])
+@pytest.mark.parametrize("tag", ["Role", "=web", "", "="])
 @pytest.mark.parametrize("command", ["run", "reconfigure", "plan", "facts", "rollback"])
 def test_a_tag_that_is_no_pair_is_named(
     command: str, tag: str, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place = [] if command == "facts" else ["--root", str(tmp_path)]
-    assert cli.main([command, *place, "--tag", tag]) == 2
+    assert cli.main([command, "--root", str(tmp_path), "--tag", tag]) == 2
     assert capsys.readouterr().err == f"bootagent: {tag!r} has not the form --tag KEY=VALUE\n"
     assert not (tmp_path / "var").exists()
 
 
 def test_a_tags_value_may_hold_an_equals_sign() -> None:
-    options = cli._parser().parse_args(["run", "--tag", "A=b=c", "--tag", "D=e"])
-    assert cli._tags(options) == {"A": "b=c", "D": "e"}
+    options = cli._parser().parse_args(["run", "--tag", "A=b=c", "--tag", "D=e", "--tag", "F="])
+    assert cli._tags(options) == {"A": "b=c", "D": "e", "F": ""}
 
 
 # --- check -------------------------------------------------------------------------------------------------------
@@ -186,12 +186,12 @@ def test_schema_prints_the_schema(capsys: pytest.CaptureFixture[str]) -> None:
 # --- a configuration or machine that is not there -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["run", "reconfigure", "rollback", "plan"])
+@pytest.mark.parametrize("command", ["run --once", "reconfigure", "rollback", "plan"])
 def test_a_bad_configuration_ends_in_2_and_is_told_by_each_command(
     command: str, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config.write_text("[apps.web]")
-    assert cli.main([command, "--root", str(tmp_path)]) == 2
+    assert cli.main([*command.split(), "--root", str(tmp_path)]) == 2
     shown = capsys.readouterr()
     for sentence in ("apps.web.deploy_to: is missing", "apps.web.source: is missing", "roles: is missing"):
         assert f"bootagent: {config}: {sentence}\n" in shown.err
@@ -232,14 +232,14 @@ def test_history_and_timeline_of_a_machine_that_never_ran(tmp_path: Path, capsys
     assert capsys.readouterr().err == "bootagent: no run yet (bootagent reconfigure)\n"
 
 
-@pytest.mark.parametrize("command", ["run", "reconfigure", "rollback", "status", "history", "timeline"])
+@pytest.mark.parametrize("command", ["run --once", "stop", "reconfigure", "rollback", "status", "history", "timeline"])
 def test_what_the_machine_refuses_is_a_sentence_and_no_traceback(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As for a user who is not root, or on a disk that is read-only."""
     for name in ("var", "run"):
         (tmp_path / name).write_text("in the way")
-    assert cli.main([command, "--root", str(tmp_path)]) == 1
+    assert cli.main([*command.split(), "--root", str(tmp_path)]) == 1
     assert capsys.readouterr().err.startswith("bootagent: ")
 
 

@@ -11,7 +11,7 @@ import pytest
 import tomli
 from hypothesis import given
 
-from bootagent.config import coordinates, document, resolve
+from bootagent.config import coordinates, document, quantities, resolve
 from bootagent.config.document import Document
 from bootagent.config.model import App, Check, Config, Limits, LinkedFile, Runit, S3Source, Service
 from bootagent.errors import ConfigError
@@ -220,7 +220,7 @@ def test_a_service_runs_as_the_apps_user_and_group_unless_it_says_otherwise() ->
     [(0, 0.0), (2.5, 2.5), ("30s", 30.0), ("1.5m", 90.0), ("2h", 7200.0), ("250ms", 0.25), ("0s", 0.0), (7, 7.0)],
 )
 def test_durations(value: float | str, seconds: float) -> None:
-    assert resolve.seconds(value) == pytest.approx(seconds)
+    assert quantities.seconds(value) == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_durations(value: float | str, seconds: float) -> None:
     ],
 )
 def test_sizes(value: int | str, size: int) -> None:
-    assert resolve.size(value) == size
+    assert quantities.size(value) == size
 
 
 def test_a_trailing_slash_of_deploy_to_goes() -> None:

@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parents[2] / "bootagent"
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
     frozenset({"machine", "aws", "pointer", "user_data"}),
-    frozenset({"imds", "beneath", "health", "journal", "pull", "runit"}),
+    frozenset({"imds", "beneath", "boottime", "health", "journal", "pull", "runit"}),
     frozenset({"instance", "config", "state", "lock", "release", "servicedir"}),
     frozenset({"steps"}),
     frozenset({"sources"}),

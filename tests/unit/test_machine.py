@@ -316,9 +316,9 @@ def test_free_space_of_a_place_to_come(machine: Machine, tmp_path: Path) -> None
 
 def test_one_at_a_time_and_the_holder_is_named(machine: Machine) -> None:
     assert not lock.is_held(machine)
-    with lock.held(machine, "reconfigure", 0):
+    with lock.Lock(machine, "reconfigure", 0):
         assert lock.is_held(machine)
-        with pytest.raises(LockedError) as caught, lock.held(machine, "run", 0):
+        with pytest.raises(LockedError) as caught, lock.Lock(machine, "run", 0):
             pass
     assert caught.value.exit_code == EXIT_TRY_LATER
     assert f"pid {os.getpid()}, reconfigure, since 20" in str(caught.value)
@@ -327,9 +327,9 @@ def test_one_at_a_time_and_the_holder_is_named(machine: Machine) -> None:
 
 
 def test_the_lock_is_free_after_a_failure_inside(machine: Machine) -> None:
-    with pytest.raises(ValueError, match="inside"), lock.held(machine, "run", 0):
+    with pytest.raises(ValueError, match="inside"), lock.Lock(machine, "run", 0):
         raise ValueError("inside")
-    with lock.held(machine, "run", 0):
+    with lock.Lock(machine, "run", 0):
         pass
 
 
@@ -337,7 +337,7 @@ def test_the_lock_is_waited_for(machine: Machine) -> None:
     holding, free = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with lock.held(machine, "run", 0):
+        with lock.Lock(machine, "run", 0):
             holding.set()
             free.wait(10)
 
@@ -346,7 +346,7 @@ def test_the_lock_is_waited_for(machine: Machine) -> None:
     holding.wait(10)
     threading.Timer(0.3, free.set).start()
     began = time.monotonic()
-    with lock.held(machine, "reconfigure", 10):
+    with lock.Lock(machine, "reconfigure", 10):
         assert 0.2 < time.monotonic() - began < 5
     thread.join()
 
@@ -356,7 +356,7 @@ def test_a_holder_that_says_nothing_is_no_reason_to_fail(machine: Machine) -> No
     with machine.locked(path):
         for content in ("", "{", "{}"):
             path.write_text(content)
-            with pytest.raises(LockedError), lock.held(machine, "run", 0):
+            with pytest.raises(LockedError), lock.Lock(machine, "run", 0):
                 pass
 
 
@@ -373,7 +373,7 @@ def test_asking_whether_it_is_held_is_in_nobodys_way(machine: Machine) -> None:
         asker.start()
     try:
         for _ in range(100):
-            with lock.held(machine, "run", 0):
+            with lock.Lock(machine, "run", 0):
                 pass
     finally:
         stop.set()

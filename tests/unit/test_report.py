@@ -107,7 +107,7 @@ def test_a_run_that_never_learned_its_role_says_why_and_no_nonsense(machine: Mac
 
 def test_a_run_under_way_is_told_with_what_it_is_at(machine: Machine) -> None:
     remember(machine)
-    with lock.held(machine, "run", 0):
+    with lock.Lock(machine, "run", 0):
         log = Journal(machine)
         log.record("run-begin", command="run")
         found = report.status(machine, "/etc/sv")

@@ -1,0 +1,329 @@
+"""The loop: one child at a time, what is due when, and what signals ask for.
+
+Signal handlers only set flags. SIGHUP: reconfigure. SIGTERM and SIGINT: leave; the services stay up.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import time
+
+from bootagent.daemon import notices
+from bootagent.daemon.bare import signal
+from bootagent.daemon.child import Child
+from bootagent.daemon.manager import ServiceManager
+
+TYPE_CHECKING = False  # as typing has it, which is not small
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+#: Metadata is rate-limited per instance: no faster than this, with jitter. After failures, more and more rarely.
+LOOK_SECONDS = 5.0
+LOOK_MOST_SECONDS = 60.0
+#: A run that failed for a reason that may pass is tried again, more and more rarely.
+RETRY_SECONDS = 5.0
+RETRY_MOST_SECONDS = 600.0
+#: How long a run may take to end when it is told to.
+END_SECONDS = 10.0
+#: How long a run waits for another one, such as user-data's, to finish.
+TURN_SECONDS = 3600
+JITTER = 0.2
+SUMMARY = "/run/bootagent/summary"
+#: What the runs are called in the status line.
+SAID = {"run": "boot", "watch": "looking for a new release", "retry": "another try"}
+
+
+class Resident:
+    """The daemon.
+
+    ``place`` are the options that say where the machine is, ``words`` those for every run; ``launcher`` is bootagent.
+    """
+
+    def __init__(self, place: Sequence[str], words: Sequence[str], launcher: Sequence[str]) -> None:
+        self._place, self._words, self._launcher = place, words, launcher
+        self._summary_path = place[place.index("--root") + 1].rstrip("/") + SUMMARY
+        self._text_log = "json" not in words and ("text" in words or os.isatty(2))
+        self._manager = ServiceManager()
+        self._poll = select.poll()
+        self._signals: set[int] = set()
+        self._child: Child | None = None
+        self._kill_due: float | None = None
+        self._wanted: str | None = "run"  # the next run to begin, and why
+        self._due: float | None = None  # when the watch, or another try, is
+        self._due_why = ""
+        self._retry_seconds = RETRY_SECONDS
+        self._watch_seconds = 0.0
+        self._summary: tuple[int, str] = (0, "")
+        self._endpoint = notices.endpoint()
+        self._token = ""
+        self._notices: dict[str, str] = {}
+        self._look_due = time.monotonic()
+        self._look_seconds = LOOK_SECONDS
+        self._metadata_lost = False
+        self._stopped_for = ""  # the reason the services were taken down for
+
+    def run(self) -> int:
+        """Stay until told to leave; returns the exit code."""
+        wakeup = self._catch_signals()
+        self._manager.ready()
+        self._log("started", pid=os.getpid())
+        while True:
+            self._obey_signals()
+            if signal.SIGTERM in self._signals:
+                return self._leave()
+            self._reap()
+            self._look()
+            self._begin_what_is_due()
+            self._manager.status(self._status())
+            self._poll.poll(1000 * self._wait_seconds())
+            self._drain(wakeup)
+
+    # --- signals -----------------------------------------------------------------------------------------------
+
+    def _catch_signals(self) -> int:
+        reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+            signal.signal(number, lambda number, frame: self._signals.add(number))
+        self._poll.register(reader, select.POLLIN)
+        return reader
+
+    def _drain(self, wakeup: int) -> None:
+        try:
+            while os.read(wakeup, 512):
+                pass
+        except BlockingIOError:
+            pass
+
+    def _obey_signals(self) -> None:
+        if signal.SIGINT in self._signals:
+            self._signals.add(signal.SIGTERM)
+        if signal.SIGHUP in self._signals:
+            self._signals.discard(signal.SIGHUP)
+            self._retry_seconds = RETRY_SECONDS
+            if dying := told_to_die(self._notices):
+                self._log("hangup ignored", reason=dying)
+            else:
+                self._wanted = "reconfigure"
+
+    def _leave(self) -> int:
+        self._manager.stopping()
+        self._log("leaving")
+        if self._child:
+            self._end_child()
+            deadline = time.monotonic() + END_SECONDS
+            while self._child.ended() is None:
+                if time.monotonic() > deadline:
+                    self._child.signal(signal.SIGKILL)
+                time.sleep(0.05)
+        return 0
+
+    # --- children ----------------------------------------------------------------------------------------------
+
+    def _begin(self, why: str) -> None:
+        turn = ["--lock-wait", str(TURN_SECONDS)]
+        if why == "stop":
+            argv = [*self._launcher, "stop", *self._place, *turn]
+        else:
+            argv = [*self._launcher, "run", "--once", "--because", why, *self._place, *turn, *self._words]
+        self._due = None
+        try:
+            self._child = Child(why, argv)
+        except OSError as error:
+            self._log("cannot start", level="error", command=argv[0], error=str(error))
+            self._try_again(why)
+        else:
+            self._poll.register(self._child.pipe, select.POLLIN)
+            self._log("begun", why=why, child=self._child.pid)
+
+    def _reap(self) -> None:
+        child = self._child
+        if child is None:
+            return
+        if not child.read():
+            self._forget_pipe(child)
+        if self._kill_due is not None and time.monotonic() >= self._kill_due:
+            child.signal(signal.SIGKILL)
+        code = child.ended()
+        if code is None:
+            return
+        self._forget_pipe(child)
+        self._child, self._kill_due = None, None
+        self._log("ended", level="info" if code == 0 else "error", why=child.why, exit_code=code)
+        self._after(child, code)
+
+    def _after(self, child: Child, code: int) -> None:
+        """Decide what a child's end leads to."""
+        if child.why == "stop":
+            if code == 0:
+                self._stopped_for = told_to_die(self._notices)
+            else:
+                self._try_again("stop")
+            return
+        if child.watch_seconds is not None:
+            self._watch_seconds = child.watch_seconds
+        if code != 0 and child.transient:
+            self._try_again("retry")
+            return
+        self._retry_seconds = RETRY_SECONDS
+        if self._watch_seconds > 0:
+            self._due, self._due_why = time.monotonic() + jittered(self._watch_seconds), "watch"
+
+    def _try_again(self, why: str) -> None:
+        pause = min(self._retry_seconds, self._watch_seconds or RETRY_MOST_SECONDS)
+        self._due, self._due_why = time.monotonic() + jittered(pause), why
+        self._retry_seconds = min(self._retry_seconds * 2, RETRY_MOST_SECONDS)
+
+    def _begin_what_is_due(self) -> None:
+        dying = told_to_die(self._notices)
+        if self._child:
+            if dying and self._child.why != "stop":
+                self._end_child()
+        elif dying:
+            self._wanted = None
+            if dying != self._stopped_for and (self._due is None or self._due_why != "stop" or self._is_due()):
+                self._begin("stop")
+        elif self._wanted:
+            why, self._wanted = self._wanted, None
+            self._begin(why)
+        elif self._is_due() and not self._is_stopped():
+            self._begin(self._due_why)
+
+    def _is_due(self) -> bool:
+        return self._due is not None and time.monotonic() >= self._due
+
+    def _is_stopped(self) -> bool:
+        """Whether somebody took the services down, and nobody has brought them up since."""
+        return self._last_summary().startswith("stopped:")
+
+    def _end_child(self) -> None:
+        """Tell it to end, once; it is killed when it does not. What it was at, the next run takes up."""
+        if self._child and self._kill_due is None:
+            self._child.signal(signal.SIGTERM)
+            self._kill_due = time.monotonic() + END_SECONDS
+
+    def _forget_pipe(self, child: Child) -> None:
+        if child.heard:
+            child.heard = False
+            self._poll.unregister(child.pipe)
+
+    # --- notices -----------------------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        if self._endpoint is None or time.monotonic() < self._look_due:
+            return
+        try:
+            found, self._token = notices.read(self._endpoint, self._token)
+        except notices.NoMetadataError as error:
+            if not self._metadata_lost:
+                self._log("no metadata", level="warning", error=str(error))
+            self._metadata_lost = True
+            self._look_seconds = min(self._look_seconds * 2, LOOK_MOST_SECONDS)
+        else:
+            if self._metadata_lost:
+                self._log("metadata is back")
+            self._metadata_lost = False
+            self._look_seconds = LOOK_SECONDS
+            self._heed(found)
+        self._look_due = time.monotonic() + jittered(self._look_seconds)
+
+    def _heed(self, found: dict[str, str]) -> None:
+        for name in found.keys() | self._notices.keys():
+            if found.get(name) != self._notices.get(name):
+                self._log("notice", kind=name, says=found.get(name, "withdrawn"))
+        was_told = told_to_die(self._notices)
+        self._notices = found
+        if was_told and not told_to_die(found):  # a scale-in that was called off
+            self._stopped_for = ""
+            self._wanted = "reconfigure"
+
+    # --- telling -----------------------------------------------------------------------------------------------
+
+    def _status(self) -> str:
+        if self._child:
+            if self._child.why == "stop":
+                return f"stopping the services: {told_to_die(self._notices)}"
+            return f"{SAID.get(self._child.why, self._child.why)}: {self._child.status or 'starting'}"
+        told = [self._last_summary() or "nothing done yet"]
+        if self._due is not None and not self._is_stopped():
+            at = time.strftime("%H:%M:%S", time.localtime(time.time() + self._due - time.monotonic()))
+            told.append(f"{SAID.get(self._due_why, self._due_why)} at {at}")
+        told += [f"{name} notice: {says}" for name, says in self._notices.items() if says != "InService"]
+        return "; ".join(told)
+
+    def _last_summary(self) -> str:
+        """How the last run ended, whoever started it."""
+        try:
+            changed = os.stat(self._summary_path).st_mtime_ns  # noqa: PTH116
+            if changed != self._summary[0]:
+                with open(self._summary_path, encoding="utf-8", errors="replace") as file:  # noqa: PTH123
+                    self._summary = (changed, file.read(4096).strip())
+        except OSError:
+            self._summary = (0, "")
+        return self._summary[1]
+
+    def _wait_seconds(self) -> float:
+        now = time.monotonic()
+        waits = [LOOK_MOST_SECONDS]
+        if self._endpoint is not None:
+            waits.append(self._look_due - now)
+        if self._due is not None and self._child is None and not self._is_stopped():
+            waits.append(self._due - now)
+        if self._kill_due is not None:
+            waits.append(self._kill_due - now)
+        if (alive := self._manager.alive()) is not None:
+            waits.append(alive)
+        return max(0.0, min(waits))
+
+    def _log(self, event: str, *, level: str = "info", **fields: object) -> None:
+        """One line to standard error, shaped as the runs' own logs are."""
+        if self._text_log:
+            line = f"bootagent: {event}" + "".join(f", {name} {value}" for name, value in fields.items())
+        else:
+            stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            told = {**fields, "event": event, "level": level, "timestamp": stamp}
+            line = "{" + ", ".join(f"{quoted(name)}: {quoted(value)}" for name, value in told.items()) + "}"
+        try:
+            sys.stderr.write(line + "\n")
+            sys.stderr.flush()
+        except OSError:  # whoever read it has gone
+            pass
+
+
+def told_to_die(found: dict[str, str]) -> str:
+    """Why the instance is about to go, as its notices say; empty when it is not."""
+    if found.get("lifecycle") == "Terminated":
+        return "the autoscaling group terminates this instance"
+    if "spot" in found:
+        return f"spot interruption {found['spot']}"
+    return ""
+
+
+def jittered(seconds: float) -> float:
+    """A little longer, by chance: a fleet that boots together must not ask together."""
+    return seconds * (1 + JITTER * int.from_bytes(os.urandom(2), "big") / 65535)
+
+
+def quoted(value: object) -> str:
+    """A JSON number or string; RFC 8259. The json module would cost a twentieth of our memory."""
+    if isinstance(value, int):
+        return str(value)
+    escaped = (c if " " <= c <= "~" and c not in '"\\' else _escaped(c) for c in str(value))
+    return '"' + "".join(escaped) + '"'
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    if code > 0xFFFF:
+        code -= 0x10000
+        return f"\\u{0xD800 + (code >> 10):04x}\\u{0xDC00 + (code & 0x3FF):04x}"
+    return f"\\u{code:04x}"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The daemon's process: ``PLACE… -- WORDS… -- LAUNCHER…``."""
+    first = arguments.index("--")
+    second = arguments.index("--", first + 1)
+    return Resident(arguments[:first], arguments[first + 1 : second], arguments[second + 1 :]).run()
