@@ -255,6 +255,31 @@ def _publish(options: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def _user_data(options: argparse.Namespace) -> int:
+    from bootagent import user_data
+
+    tags = user_data.tags_of(
+        options.role,
+        options.environment,
+        _tags(options),
+        role_key=options.role_key,
+        environment_key=options.environment_key,
+    )
+    if options.document and options.install:
+        raise UsageError("--document and --install exclude each other: the document is for an image with the agent")
+    if not options.install and (options.sha256 or options.config):
+        raise UsageError("--sha256 and --config go with --install")
+    if options.document:
+        print(user_data.document(tags), end="")
+    elif options.install:
+        configuration = Path(options.config).read_text() if options.config else None
+        text = user_data.install_script(tags, options.install, sha256=options.sha256, configuration=configuration)
+        print(text, end="")
+    else:
+        print(user_data.script(tags), end="")
+    return EXIT_DONE
+
+
 def _sandbox(options: argparse.Namespace) -> int:
     try:
         from bootagent.sandbox.session import SandboxOptions, run
@@ -361,6 +386,22 @@ def _parser() -> argparse.ArgumentParser:
     _add_logging(added)
     _add_json(added)
     added.set_defaults(root="/")
+    added = command("user-data", _user_data, "print the user-data that gives an instance its role at launch")
+    added.add_argument("--role", required=True, help="the role")
+    added.add_argument("--environment", help="the environment")
+    _add_tags(added, "a further tag")
+    added.add_argument("--document", action="store_true", help="a document the agent reads itself, without cloud-init")
+    added.add_argument(
+        "--install",
+        metavar="URL",
+        help="for a stock image: install the agent first, from s3:// or https://….deb or .pyz",
+    )
+    added.add_argument("--sha256", metavar="DIGEST", help="with --install: what the package must be")
+    added.add_argument("--config", metavar="FILE", help="with --install: a configuration to put into the image")
+    added.add_argument("--role-key", default="Role", metavar="KEY", help="the role's tag (default Role)")
+    added.add_argument(
+        "--environment-key", default="Environment", metavar="KEY", help="the environment's tag (default Environment)"
+    )
     added = command(
         "sandbox", _sandbox, "boot a configuration against a simulated cloud on this machine, then clean up"
     )
@@ -387,14 +428,11 @@ def _add_root(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", default="/", metavar="DIR", help="put every absolute path below DIR")
 
 
-def _add_tags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--tag",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="overrides the instance's tag; run and reconfigure remember it on this instance until told KEY=",
-    )
+def _add_tags(
+    parser: argparse.ArgumentParser,
+    said: str = "overrides the instance's tag; run and reconfigure remember it on this instance until told KEY=",
+) -> None:
+    parser.add_argument("--tag", action="append", default=[], metavar="KEY=VALUE", help=said)
 
 
 def _add_work(parser: argparse.ArgumentParser) -> None:

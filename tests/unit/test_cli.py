@@ -39,6 +39,7 @@ COMMANDS = {
     "check": "everything that is wrong",
     "schema": "JSON Schema",
     "publish": "pointer last",
+    "user-data": "gives an instance its role",
     "sandbox": "simulated cloud",
 }
 
