@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import pwd
+import re
 import shlex
 import stat
 from collections.abc import Mapping
@@ -29,6 +30,10 @@ from bootagent.errors import BootagentError
 from bootagent.machine import MINIMAL_ENVIRONMENT, Identity, Machine, login_environment
 
 MARKER = "bootagent.json"
+#: Where the firmware of a Nitro instance shows its id; others show nothing of the kind. An image made of an instance
+#: carries its services along: they must not start as those of the old instance before the new one knows its tags.
+HARDWARE_ID = "/sys/class/dmi/id/board_asset_tag"
+_INSTANCE_ID = re.compile(r"i-[0-9a-f]+")
 #: Where logs go unless configured; what is there is ours to give to whoever the service's user is now.
 OWN_LOGS = "/var/log/bootagent/"
 _SCRIPTS = ("run", "finish", "check", "log/run", "log/finish", "log/check")
@@ -257,8 +262,14 @@ class ServiceDirectory:
             ids = (self.identity.uid, self.identity.gid, *self.identity.groups)
             words += ["-u", ":" + ":".join(map(str, ids))]
         words += ["runsv", str(self.inner(machine))]
-        said = f"# Made by bootagent for {self.name}; changes are overwritten."
-        return f"#!/bin/sh\n{said}\nexec {shlex.join(words)}\n".encode()
+        lines = ["#!/bin/sh", f"# Made by bootagent for {self.name}; changes are overwritten."]
+        if instance := _hardware_id(machine):
+            lines += [
+                "# In an image made of this instance, what is to run is for the agent to say first.",
+                f"read -r here <{shlex.quote(str(machine.real(HARDWARE_ID)))}",
+                f'[ "$here" = {instance} ] || exec sleep infinity',
+            ]
+        return "\n".join([*lines, f"exec {shlex.join(words)}", ""]).encode()
 
     # --- the marker --------------------------------------------------------------------------------------------
 
@@ -282,6 +293,15 @@ class ServiceDirectory:
         outer = self.outer(machine)
         machine.make_directory(outer)
         machine.write(outer / MARKER, b"{}\n", mode=0o600)
+
+
+def _hardware_id(machine: Machine) -> str | None:
+    """The instance id as the firmware has it; None where it has none."""
+    try:
+        found = machine.real(HARDWARE_ID).read_text(errors="replace").strip()
+    except OSError:
+        return None
+    return found if _INSTANCE_ID.fullmatch(found) else None
 
 
 def _present(outer: Path) -> dict[str, tuple[bytes, int]]:

@@ -7,8 +7,11 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 from bootagent import runit
 from bootagent.sandbox.cloud import Cloud
+from bootagent.sandbox.supervisor import Supervisor
 from tests.conftest import Agent
 from tests.host.stage import App, Stage
 
@@ -165,3 +168,35 @@ def test_a_changed_environment_restarts_only_that_service(stage: Stage, web: App
     assert agent("reconfigure").code == 0
     assert web.pid("other") == other and web.pid("job") != job
     assert b"VALUE=second" in Path(f"/proc/{web.pid('job')}/environ").read_bytes()
+
+
+def test_an_image_of_a_running_instance_does_not_serve_as_that_instance(
+    stage: Stage, web: App, agent: Agent, runsvdir: Supervisor
+) -> None:
+    """What the firmware calls the instance tells runit's services whether they are at home."""
+    firmware = stage.root / "sys/class/dmi/id/board_asset_tag"
+    firmware.parent.mkdir(parents=True)
+    firmware.write_text("i-0123456789abcdef0\n")
+    stage.configure(web.config())
+    web.publish("one")
+    assert agent("reconfigure").code == 0
+    release, pid = web.current, web.pid()
+    assert agent("reconfigure").code == 0
+    assert web.pid() == pid, "at home, nothing is restarted"
+
+    runsvdir.stop()
+    firmware.write_text("i-0fedcba9876543210\n")
+    runsvdir.start()
+    outer = stage.root / "etc/sv/web.server"
+    deadline = time.monotonic() + 15
+    while not (found := runit.status(outer)) or found.state != "run":
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(1)
+    assert not runit.is_supervised(web.service())
+    with pytest.raises(OSError):
+        web.answer(within=0)
+
+    assert agent("reconfigure").code == 0
+    assert web.answer() == "one"
+    assert web.current == release
