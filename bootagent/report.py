@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -282,30 +283,38 @@ def _spans(records: Sequence[journal.Record]) -> Iterator[Facts]:
     for record in records:
         if record["event"] not in ("begin", "done", "failed"):
             continue
-        about = {"phase": record["phase"], "app": record["app"], "step": record["step"]}
+        about = record["phase"], record["app"], record["step"]
         if record["event"] == "begin":
-            at_work[tuple(about.values())] = record
+            at_work[about] = record
             continue
-        at_work.pop(tuple(about.values()), None)
+        at_work.pop(about, None)
         yield {
-            **about,
+            "phase": record["phase"],
+            "app": record["app"],
+            "step": record["step"],
             "begin": round(record["t"] - record["seconds"], 4),
             "end": record["t"],
             "failed": record["event"] == "failed",
             "error": record.get("error"),
             "unfinished": False,
         }
-    last = records[-1]["t"]
-    for about, record in at_work.items():
-        named = dict(zip(("phase", "app", "step"), about, strict=True))
-        times = {"begin": record["t"], "end": last}
-        yield {**named, **times, "failed": False, "error": None, "unfinished": True}
+    for record in at_work.values():
+        yield {
+            "phase": record["phase"],
+            "app": record["app"],
+            "step": record["step"],
+            "begin": record["t"],
+            "end": records[-1]["t"],
+            "failed": False,
+            "error": None,
+            "unfinished": True,
+        }
 
 
 def _waits(records: Sequence[journal.Record]) -> list[Facts]:
     """When the run waited for tags: each time until it next had something to say."""
     waits: list[Facts] = []
-    for record, then in zip(records, records[1:], strict=False):
+    for record, then in itertools.pairwise(records):
         if record["event"] == "waiting":
             if waits and waits[-1]["end"] == record["t"]:
                 waits[-1]["end"] = then["t"]

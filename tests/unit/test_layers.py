@@ -25,7 +25,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"plan"}),
     frozenset({"survey"}),
     frozenset({"agent", "console"}),
-    frozenset({"report", "relay", "daemon"}),
+    frozenset({"picture", "report", "relay", "daemon"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),
 )

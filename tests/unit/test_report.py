@@ -209,6 +209,70 @@ def test_a_timeline_of_a_killed_run_says_so(machine: Machine) -> None:
     assert "0.50 s, not finished (reading" in report.timeline_text(report.timeline(machine))
 
 
+def test_what_a_killed_run_was_at_is_told(machine: Machine) -> None:
+    journaled(machine, BEGIN, READ, {**STAGE, "event": "begin", "t": 0.5}, {**LANE, "t": 2.5, "event": "note"})
+    found = report.timeline(machine)
+    last = found["spans"][-1]
+    assert (last["step"], last["begin"], last["end"], last["unfinished"]) == ("unpack it", 0.5, 2.5, True)
+    assert found["outcome"] == "not finished"
+    assert "|      >>>>>>>>>>>>>>>>>>>>>>>>>>|     2.00 s  web: unpack it" in report.timeline_text(found)
+
+
+def test_a_timeline_knows_when_the_run_waited_for_tags(machine: Machine) -> None:
+    waiting = [{"event": "waiting", "t": t, "phase": "read", "step": "wait"} for t in (0.2, 5.3, 10.4)]
+    journaled(machine, BEGIN, *waiting, {**READ, "t": 12.0}, {**END, "t": 12.5})
+    assert report.timeline(machine)["waits"] == [{"step": "wait", "begin": 0.2, "end": 12.0}]
+
+
+def booted(machine: Machine, run: str, command: str = "run", uptime: float = 12.34, **more: Any) -> None:
+    begin = {**BEGIN, "boot_id": journal.boot_id(), "command": command, "uptime": uptime, **more}
+    journaled(machine, *({**line, "run": run} for line in (begin, READ, LANE, STAGE, {**END, "exit_code": 0})))
+
+
+def test_a_boot_is_told_from_the_kernel_on(machine: Machine) -> None:
+    booted(machine, "of-another-boot", boot_id="other")
+    booted(machine, "this")
+    found = report.timeline(machine)
+    # No systemd below this root: all that is known is how long it took.
+    stage = {"name": "kernel and init", "begin": 0.0, "end": 12.34}
+    assert found["boot"] == {"stages": [stage], "finish": None, "healthy": 16.34}
+    line = report.timeline_text(found).splitlines()[1]
+    assert line == "kernel and init 12.34 s; healthy 16.34 s after the kernel started"
+    assert report.boot_timeline(machine) == found
+
+
+@pytest.mark.parametrize(
+    ("last", "boot"),
+    [
+        ({"command": "reconfigure"}, "first"),  # somebody's own, after the boot's
+        ({"command": "run", "uptime": 99.0}, "first"),  # another try
+    ],
+)
+def test_the_boots_run_is_not_the_last_one(machine: Machine, last: dict[str, Any], boot: str) -> None:
+    booted(machine, "first")
+    booted(machine, "last", **last)
+    assert (report.timeline(machine)["run"], report.timeline(machine)["boot"]) == ("last", None)
+    assert report.boot_timeline(machine)["run"] == boot
+    assert report.boot_timeline(machine)["boot"]["healthy"] == 16.34
+
+
+@pytest.mark.parametrize("begin", [{"uptime": 200000.0}, {"boot_id": "other"}, {"command": "reconfigure"}])
+def test_without_a_boots_run_the_last_one_is_told_without_the_kernels_share(
+    machine: Machine, begin: dict[str, Any]
+) -> None:
+    booted(machine, "last", **begin)
+    assert report.timeline(machine)["boot"] is None
+    found = report.boot_timeline(machine)
+    assert (found["run"], found["boot"]) == ("last", None)
+
+
+def test_a_boot_that_failed_is_never_called_healthy(machine: Machine) -> None:
+    journaled(machine, {**BEGIN, "boot_id": journal.boot_id()}, READ, BROKE, END)
+    found = report.timeline(machine)
+    assert found["boot"]["healthy"] is None
+    assert "healthy" not in report.timeline_text(found)
+
+
 def test_a_timeline_with_nothing_in_it(machine: Machine) -> None:
     journaled(machine, BEGIN, {**END, "t": 0.0})
     assert report.timeline_text(report.timeline(machine)).endswith("nothing had to be done")
