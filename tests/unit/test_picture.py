@@ -185,6 +185,9 @@ def test_the_axis_has_a_few_round_marks(length: float) -> None:
 
 def test_no_text_meets_another() -> None:
     """Labels end before the chart, what a bar took stands beside it, and rows keep their distance."""
+    clipped = drawn(run(span("unpack it", 0.0, 1.0))).find(f".//{SVG}g[@clip-path='url(#labels)']")
+    assert clipped is not None  # whatever a font makes of a character
+    assert "unpack it" in [text.text for text in clipped]
     spans = [span(f"step {number} " + "x" * 200, number * 0.4, number * 0.4 + 0.4) for number in range(20)]
     root = drawn(run(*spans, boot=booted()))
     rows: dict[float, list[ET.Element]] = {}

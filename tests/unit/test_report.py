@@ -210,8 +210,10 @@ def test_a_timeline_of_a_killed_run_says_so(machine: Machine) -> None:
 
 
 def test_what_a_killed_run_was_at_is_told(machine: Machine) -> None:
-    journaled(machine, BEGIN, READ, {**STAGE, "event": "begin", "t": 0.5}, {**LANE, "t": 2.5, "event": "note"})
+    began = [{**READ, "event": "begin", "t": 0.0}, READ, {**STAGE, "event": "begin", "t": 0.5}]
+    journaled(machine, BEGIN, *began, {**LANE, "t": 2.5, "event": "note"})
     found = report.timeline(machine)
+    assert [span["unfinished"] for span in found["spans"]] == [False, True]
     last = found["spans"][-1]
     assert (last["step"], last["begin"], last["end"], last["unfinished"]) == ("unpack it", 0.5, 2.5, True)
     assert found["outcome"] == "not finished"
