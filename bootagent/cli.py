@@ -177,8 +177,12 @@ def _history(options: argparse.Namespace) -> int:
 
 
 def _timeline(options: argparse.Namespace) -> int:
-    from bootagent import report
+    from bootagent import picture, report
 
+    if options.svg:
+        text = picture.svg(report.boot_timeline(_machine(options)))
+        print(text) if options.svg == "-" else Path(options.svg).write_text(text)
+        return EXIT_DONE
     found = report.timeline(_machine(options))
     _print_json(found) if options.json else print(report.timeline_text(found))
     return EXIT_DONE
@@ -366,6 +370,7 @@ def _parser() -> argparse.ArgumentParser:
         added = command(name, run, said)
         _add_place(added)
         _add_json(added)
+    added.add_argument("--svg", metavar="FILE", help="draw the boot, kernel and systemd included; - is standard output")
     added = command("facts", _facts, "show what this instance knows about itself, and from where")
     _add_root(added)
     _add_tags(added)
