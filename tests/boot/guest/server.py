@@ -1,0 +1,35 @@
+"""The app of the test's machine: says its version, and finishes its work when it is told to stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+from types import FrameType
+
+VERSION = Path("VERSION").read_text().strip()
+started = time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def stop(number: int, frame: FrameType | None) -> None:
+    # Work in flight takes a moment to finish; only a service stopped in order gets this far.
+    time.sleep(0.5)
+    with Path("log/stopped").open("a") as log:
+        log.write(f"{VERSION}\n")
+    raise SystemExit(0)
+
+
+signal.signal(signal.SIGTERM, stop)
+with socket.create_server(("", int(os.environ["PORT"])), reuse_port=True) as server:
+    while True:
+        connection, _ = server.accept()
+        with connection:
+            try:
+                connection.settimeout(5)
+                connection.recv(4096)
+                body = f"{VERSION} {os.environ['ENVIRONMENT']} {os.getpid()} {started:.2f}\n".encode()
+                connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+            except OSError:
+                pass
