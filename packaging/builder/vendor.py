@@ -37,6 +37,7 @@ _LEFT_OUT = (
     "boto3/data/*",  # of its resource objects, which the agent does without
     "boto3/examples/*",
     "botocore/cacert.pem",  # certifi's, once more
+    "urllib3/contrib/emscripten/*",  # for browsers
     "dateutil/zoneinfo/*.tar.gz",  # for machines without a time zone database
 )
 _NATIVE = (".so", ".pyd", ".dll", ".dylib", ".a")
