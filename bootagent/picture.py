@@ -6,11 +6,12 @@ of (names, paths, messages of errors) is others' text and only ever ends up as t
 
 from __future__ import annotations
 
+import itertools
 import math
 import unicodedata
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 Facts = dict[str, Any]
@@ -139,9 +140,9 @@ def _lanes(found: Facts) -> list[Lane]:
     for span in found["spans"]:
         spans.setdefault(span["app"], []).append(span)
     for name, own in spans.items():
-        bars = tuple(
-            _step(span, offset, found["waits"], before) for before, span in zip([None, *own], own, strict=False)
-        )
+        bars = tuple(_step(span, offset, found["waits"]) for span in own)
+        if name is not None and len(found["apps"]) > 1:
+            bars = _held_up(bars, found["seconds"] / 200)
         app = found["apps"].get(name, {})
         heading = "agent" if name is None else f"{name}: {app.get('intent') or ''} {app.get('release') or ''}"
         lanes.append(Lane(heading.strip(" :"), bars, "" if bars else "nothing had to be done"))
@@ -159,7 +160,7 @@ def _stage(name: str, begin: float, end: float) -> Bar:
     return Bar(name, kind, begin, end, f"{name}: {_span_text(begin, end)}")
 
 
-def _step(span: Facts, offset: float, waits: Sequence[Facts], before: Facts | None) -> Bar:
+def _step(span: Facts, offset: float, waits: Sequence[Facts]) -> Bar:
     begin, end = offset + span["begin"], offset + span["end"]
     inside = tuple(
         (max(begin, offset + wait["begin"]), min(end, offset + wait["end"]))
@@ -172,10 +173,15 @@ def _step(span: Facts, offset: float, waits: Sequence[Facts], before: Facts | No
     if span["unfinished"]:
         about += "; not finished"
     kind = span["phase"] if span["phase"] in ("read", "stage", "activate", "serve") else "other"
-    held = None
-    if before and span["app"] and before["phase"] != span["phase"] and before["end"] < span["begin"]:
-        held = offset + before["end"]
-    return Bar(span["step"], kind, begin, end, about, span["failed"], span["unfinished"], inside, held)
+    return Bar(span["step"], kind, begin, end, about, span["failed"], span["unfinished"], inside)
+
+
+def _held_up(bars: tuple[Bar, ...], least: float) -> tuple[Bar, ...]:
+    """Mark where an app waited for at least so long until the others were done with a phase, too."""
+    return bars[:1] + tuple(
+        replace(bar, held_since=before.end) if before.kind != bar.kind and bar.begin - before.end > least else bar
+        for before, bar in itertools.pairwise(bars)
+    )
 
 
 def _axis(found: Facts, lanes: Sequence[Lane]) -> Axis:
@@ -229,7 +235,7 @@ def _draw_head(head: ET.Element, found: Facts, headline: str, lanes: Sequence[La
     _text(head, "text", _title(found), x=MARGIN, y=38, kind="title")
     _text(head, "text", headline, x=MARGIN, y=60, kind="said")
     x = float(MARGIN)
-    kinds = dict.fromkeys(bar.kind for lane in lanes for bar in lane.bars)
+    kinds = dict.fromkeys(bar.kind for lane in lanes for bar in lane.bars if not bar.failed)
     names = [*kinds, *(["failed"] if any(bar.failed for lane in lanes for bar in lane.bars) else [])]
     if any(bar.waits for lane in lanes for bar in lane.bars):
         names.append("waiting")
@@ -275,7 +281,7 @@ def _draw_bar(chart: ET.Element, labels: ET.Element, bar: Bar, axis: Axis, y: fl
     _text(label, "title", bar.about)
     group = ET.SubElement(chart, "g")
     _text(group, "title", bar.about)
-    if bar.held_since is not None and axis.x(bar.begin) - axis.x(bar.held_since) > THINNEST:
+    if bar.held_since is not None:
         held = ET.SubElement(chart, "g")
         _text(held, "title", f"held up by the other apps: {_span_text(bar.held_since, bar.begin)}")
         _rect(held, axis.x(bar.held_since), y + 9, axis.x(bar.begin) - axis.x(bar.held_since), 2, "hold")

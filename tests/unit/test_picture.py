@@ -169,6 +169,11 @@ def test_an_app_that_others_hold_up_shows_it() -> None:
     assert moment(float(held.get("x", "")) + float(held.get("width", ""))) == pytest.approx(5.0, abs=0.02)
 
 
+def test_an_app_alone_is_held_up_by_nobody() -> None:
+    root = drawn(run(span("unpack it", 0.0, 1.0), span("switch it", 3.0, 3.1, phase="activate")))
+    assert not [box for box in root.iter(f"{SVG}rect") if box.get("class") == "hold"]
+
+
 def test_nothing_to_do_is_said() -> None:
     root = drawn(run(span("read tags", 0.0, 0.4, phase="read", app=None), seconds=0.4))
     assert "web: deploy 20261112120000" in words(root) and "nothing had to be done" in words(root)
