@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import shlex
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from hypothesis import strategies as st
 
 from bootagent.errors import UsageError
 from bootagent.instance import user_data_tags
+from bootagent.sandbox.metadata import MetadataServer, SimulatedInstance
 from bootagent.user_data import LIMIT, document, fetch, install_script, script, tags_of
 
 #: What EC2 lets people put into tags, and much that it does not.
@@ -147,23 +147,15 @@ def test_a_configuration_that_would_end_itself() -> None:
 
 # --- fetching ----------------------------------------------------------------------------------------------------
 
-METADATA = {
-    "api/token": "token",
-    "meta-data/placement/region": "eu-west-1",
-    "meta-data/iam/security-credentials/": "role",
-    "meta-data/services/domain": "amazonaws.com.cn",
-    "meta-data/iam/security-credentials/role": json.dumps(
-        {"AccessKeyId": "AKIDEXAMPLE", "SecretAccessKey": "wJalr/XUtn", "Token": "tok/en+="}
-    ),
-}
+ROLE = Credentials("ASIASANDBOX000000000", "sandbox", "sandbox")  # as the simulated metadata gives them
 
 
 @pytest.mark.parametrize(
     ("url", "region", "expected"),
     [
-        ("s3://tools/bootagent.deb", "", "https://tools.s3.eu-west-1.amazonaws.com.cn/bootagent.deb"),
-        ("s3://tools/a/b+c~d.deb", "us-east-1", "https://tools.s3.us-east-1.amazonaws.com.cn/a/b%2Bc~d.deb"),
-        ("s3://my.tools/ä.deb", "", "https://s3.eu-west-1.amazonaws.com.cn/my.tools/%C3%A4.deb"),
+        ("s3://tools/bootagent.deb", "", "https://tools.s3.eu-west-1.amazonaws.com/bootagent.deb"),
+        ("s3://tools/a/b+c~d.deb", "us-east-1", "https://tools.s3.us-east-1.amazonaws.com/a/b%2Bc~d.deb"),
+        ("s3://my.tools/ä.deb", "", "https://s3.eu-west-1.amazonaws.com/my.tools/%C3%A4.deb"),
     ],
 )
 def test_the_signature_is_what_botocore_makes(
@@ -171,14 +163,15 @@ def test_the_signature_is_what_botocore_makes(
 ) -> None:
     for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(fetch, "metadata", lambda path, *rest, **headers: METADATA[path])
-    request = fetch.signed(url, region)
+    with MetadataServer(SimulatedInstance(region="eu-west-1")) as metadata:
+        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", metadata.endpoint)
+        request = fetch.signed(url, region)
     assert request.full_url == expected
     headers = {name.lower(): value for name, value in request.header_items()}
 
     stamp = datetime.datetime.strptime(headers["x-amz-date"], "%Y%m%dT%H%M%SZ")
     known = AWSRequest("GET", request.full_url, headers={"X-Amz-Content-SHA256": fetch.EMPTY}, data=b"")
-    signer = S3SigV4Auth(Credentials("AKIDEXAMPLE", "wJalr/XUtn", "tok/en+="), "s3", region or "eu-west-1")
+    signer = S3SigV4Auth(ROLE, "s3", region or "eu-west-1")
     monkeypatch.setattr("botocore.auth.get_current_datetime", lambda: stamp)
     signer.add_auth(known)
     assert headers["authorization"] == known.headers["Authorization"]

@@ -141,6 +141,41 @@ def put_newer(built: Built, root: Root, tmp_path: Path) -> None:
     shutil.copy(made, root.path("/tmp/newer.deb"))
 
 
+def test_runit_as_init_while_it_runs(built: Built, root: Root, tmp_path: Path) -> None:
+    """Enabled and not started, then restarted by an upgrade; and when it goes, so does its service."""
+    root.path("/sbin/init").unlink()
+    root.path("/sbin/init").symlink_to("/lib/runit/runit-init")
+    shutil.copy(built.deb, root.path("/tmp/old.deb"))
+    put_newer(built, root, tmp_path)
+    root.path("/etc/bootagent").mkdir()
+    script = """\
+set -e
+touch /run/runit.stopit
+mkdir -p /run/runit/supervise
+runsvdir -P /etc/service >/dev/null 2>&1 &
+dpkg --install /tmp/old.deb >/dev/null
+sv status /etc/sv/bootagent
+sv up /etc/sv/bootagent
+until grep . /etc/sv/bootagent/supervise/pid >/tmp/first; do sleep 0.1; done
+dpkg --install /tmp/newer.deb >/dev/null
+until grep . /etc/sv/bootagent/supervise/pid >/tmp/second && ! cmp -s /tmp/first /tmp/second; do sleep 0.1; done
+sv status /etc/sv/bootagent
+dpkg --remove bootagent >/dev/null
+! sv status /etc/sv/bootagent
+ls -A /etc/service
+dpkg --purge bootagent >/dev/null
+[ ! -e /etc/sv/bootagent ] && echo gone
+"""
+    ran = root.run("sh", "-c", script)
+    assert ran.code == 0, ran.stdout + ran.stderr
+    fresh, upgraded, *left, gone = ran.stdout.splitlines()
+    assert fresh.startswith("down: /etc/sv/bootagent: ")
+    assert "want up" not in fresh
+    assert upgraded.startswith("run: /etc/sv/bootagent: ")
+    assert gone == "gone"
+    assert "bootagent" not in left
+
+
 # --- running -----------------------------------------------------------------------------------------------------
 
 
