@@ -95,10 +95,10 @@ def install_script(
 
 
 _INSTALL = {
-    # The lists of a stock image are old, and at boot others may be installing, too.
+    # The lists of a stock image are old (and without a network, old ones may do); others may be installing, too.
     "deb": """\
 export DEBIAN_FRONTEND=noninteractive
-apt-get -q -o DPkg::Lock::Timeout=300 update
+apt-get -q -o DPkg::Lock::Timeout=300 update || true
 apt-get -q -y -o DPkg::Lock::Timeout=300 install {file}""",
     "pyz": "python3 {file} install",
 }
