@@ -162,7 +162,9 @@ def _plan(options: argparse.Namespace) -> int:
 def _status(options: argparse.Namespace) -> int:
     from bootagent import report
 
-    found = report.wait_for_status(_machine(options), _definitions(options), options.wait)
+    found = report.wait_for_status(
+        _machine(options), _definitions(options), options.wait, serving=options.until_serving
+    )
     _print_json(found) if options.json else print(report.status_text(found))
     code: int = found["exit_code"]
     return code
@@ -181,7 +183,7 @@ def _timeline(options: argparse.Namespace) -> int:
 
     if options.svg:
         text = picture.svg(report.boot_timeline(_machine(options)))
-        print(text) if options.svg == "-" else Path(options.svg).write_text(text)
+        print(text, end="") if options.svg == "-" else Path(options.svg).write_text(text)
         return EXIT_DONE
     found = report.timeline(_machine(options))
     _print_json(found) if options.json else print(report.timeline_text(found))
@@ -363,6 +365,7 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument(
         "--wait", type=_seconds, default=0.0, metavar="SECONDS", help="wait for a run to finish, but no longer"
     )
+    added.add_argument("--until-serving", action="store_true", help="wait on while the last run left nothing to serve")
     for name, run, said in (
         ("history", _history, "list the runs, newest first"),
         ("timeline", _timeline, "show where the last run's seconds went"),

@@ -10,11 +10,11 @@ from typing import Any
 
 from bootagent import boottime, journal, lock, release, runit, servicedir, state
 from bootagent.console import table
-from bootagent.errors import EXIT_DONE, EXIT_TRY_LATER, BootagentError
+from bootagent.errors import EXIT_DEGRADED, EXIT_DONE, EXIT_FAILED, EXIT_TRY_LATER, EXIT_USAGE, BootagentError
 from bootagent.machine import Machine
 from bootagent.plan import PHASES, Plan
 
-WAIT_POLL_SECONDS = 0.2
+WAIT_POLL_SECONDS = 0.5
 BAR_WIDTH = 32
 #: A run that begins later than this after the kernel did is no longer the boot's.
 BOOT_SECONDS = 900.0
@@ -27,8 +27,7 @@ Facts = dict[str, Any]
 
 def status(machine: Machine, definitions: str) -> Facts:
     """The state as data: the run under way or the last one, each app's releases and services."""
-    known = state.load(machine)
-    running = lock.is_held(machine) or _is_waiting(machine)
+    known, running = state.load(machine), _is_running(machine)
     last = known.last_run
     outcome, exit_code = _verdict(known, running=running)
     return {
@@ -39,6 +38,10 @@ def status(machine: Machine, definitions: str) -> Facts:
         "last_run": vars(last) | {"apps": dict(last.apps)} if last else None,
         "apps": {name: _app_status(machine, name, app, definitions) for name, app in known.apps.items()},
     }
+
+
+def _is_running(machine: Machine) -> bool:
+    return lock.is_held(machine) or _is_waiting(machine)
 
 
 def _is_waiting(machine: Machine) -> bool:
@@ -63,14 +66,18 @@ def _verdict(known: state.State, *, running: bool) -> tuple[str, int]:
     return last.outcome, last.exit_code
 
 
-def wait_for_status(machine: Machine, definitions: str, wait: float) -> Facts:
-    """As :func:`status`, once no run is under way and one has finished, or after ``wait`` seconds in any case."""
+def wait_for_status(machine: Machine, definitions: str, wait: float, *, serving: bool = False) -> Facts:
+    """As :func:`status`, once no run is under way and one has finished, or after ``wait`` seconds in any case.
+
+    With ``serving``, a run that left nothing to serve is not the end: the daemon may try again.
+    """
     deadline = time.monotonic() + wait
-    while True:
-        found = status(machine, definitions)
-        if found["exit_code"] != EXIT_TRY_LATER or time.monotonic() >= deadline:
-            return found
-        time.sleep(WAIT_POLL_SECONDS)
+    enough = {EXIT_DONE, EXIT_DEGRADED} if serving else {EXIT_DONE, EXIT_DEGRADED, EXIT_FAILED, EXIT_USAGE}
+    while (left := deadline - time.monotonic()) > 0:
+        if _verdict(state.load(machine), running=_is_running(machine))[1] in enough:
+            break
+        time.sleep(min(WAIT_POLL_SECONDS, left))
+    return status(machine, definitions)
 
 
 def _under_way(machine: Machine) -> Facts:

@@ -245,7 +245,7 @@ def test_what_the_machine_refuses_is_a_sentence_and_no_traceback(
 
 
 def test_an_interrupt_ends_as_shells_have_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def interrupted(machine: object, definitions: str, wait: float) -> None:
+    def interrupted(machine: object, definitions: str, wait: float, serving: bool) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("bootagent.report.wait_for_status", interrupted)
