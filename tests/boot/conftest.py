@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 
 from bootagent.sandbox.cloud import Cloud
-from tests.boot import image
+from tests.boot import image, report
 from tests.boot.image import Image
 from tests.boot.scene import Scene
 from tests.boot.wire import Wire
+
+pytest_addoption = report.pytest_addoption
+pytest_terminal_summary = report.pytest_terminal_summary
 
 
 @pytest.fixture(scope="session")

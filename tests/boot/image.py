@@ -17,7 +17,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -58,11 +58,15 @@ _UNUSED_SECONDS = 7 * 24 * 3600
 
 @dataclass(frozen=True)
 class Image:
-    """A pristine disk (raw; to be used as the backing file of overlays) and the kernel it boots with."""
+    """A pristine disk (raw; to be used as the backing file of overlays) and the kernel it boots with.
+
+    ``seconds`` is how long it took to make, or to find it made.
+    """
 
     disk: Path
     kernel: Path
     init: Init
+    seconds: float = 0.0
 
 
 def missing() -> str:
@@ -73,6 +77,7 @@ def missing() -> str:
 
 def built(init: Init, deb: Path) -> Image:
     """The image of a machine with ``init`` and the package ``deb``; quick when there is one already."""
+    began = time.monotonic()
     base_key = _digest(" ".join([SUITE, *PACKAGES[init], *_LEFT_OUT]))
     key = _digest(base_key, deb.read_bytes(), *map(Path.read_bytes, _sources()))
     base, disk = _cache() / f"{init}-{base_key}.tar", _cache() / f"{init}-{key}.raw"
@@ -85,7 +90,7 @@ def built(init: Init, deb: Path) -> Image:
             _bake(base, deb, image)
         for file in (base, image.disk, image.kernel):
             os.utime(file)
-    return image
+    return replace(image, seconds=time.monotonic() - began)
 
 
 def package(output: Path) -> Path:
@@ -111,6 +116,7 @@ def _bake(base: Path, deb: Path, image: Image) -> None:
         _configure(root)
         _run([BAKE, root, "--deb", deb, "--no-recommends"])
         _furnish(root, image.init)
+        shutil.copyfile(deb, root / "opt/testbed/bootagent.deb")
         (kernel,) = (root / "boot").glob("vmlinuz-*")
         shutil.copyfile(kernel, image.kernel)
         unfinished = image.disk.with_suffix(".unfinished")
@@ -145,7 +151,11 @@ def _furnish(root: Path, init: Init) -> None:
         service = root / "etc/sv/testbed"
         service.mkdir()
         shutil.copy(GUEST / "testbed.run", service / "run")
-        (root / "etc/service/testbed").symlink_to("/etc/sv/testbed")
+        # Not by way of /etc/service: its links are absolute, and would lead out of this root.
+        enabled = root / "etc/runit/runsvdir/default"
+        (enabled / "testbed").symlink_to("/etc/sv/testbed")
+        for terminal in enabled.glob("getty-*"):
+            terminal.unlink()
 
 
 def _sources() -> list[Path]:

@@ -80,10 +80,15 @@ class Scene:
         self, image: Image, name: str = "machine", *, disk: Disk | None = None, metadata: int | None = None
     ) -> Vm:
         """A machine on a fresh disk, or on ``disk``; it is off. ``metadata`` is another metadata service's port."""
-        port = metadata or int(self.cloud.metadata.endpoint.rpartition(":")[2])
+        port = metadata or port_of(self.cloud.metadata.endpoint)
         disk = disk or Disk(self.place / f"{name}.qcow2", image)
         forward = {there: _free_port() for there in PORTS.values()}
         return Vm(name, disk, self.place, metadata=port, s3=self.wire.port, forward=forward)
+
+
+def port_of(endpoint: str) -> int:
+    """The port of a loopback URL."""
+    return int(endpoint.rpartition(":")[2])
 
 
 def ask(vm: Vm, app: str = "web") -> Answer:

@@ -22,6 +22,8 @@ from tests.boot.image import Image
 
 #: Everything here runs several times slower when other tests share the processors.
 PATIENCE = 120.0
+#: How long a boot may take until the test's hand is there.
+BOOT_SECONDS = 90.0
 _CONSOLE_TAIL = 60
 
 
@@ -202,9 +204,9 @@ class Vm:
         assert ran.code == 0, f"{' '.join(argv)} ended with {ran.code} in {self.name}:\n{ran.out}\n{ran.err}"
         return ran.out
 
-    def json(self, *argv: str) -> Any:
+    def json(self, *argv: str, within: float = PATIENCE) -> Any:
         """What a program printed, as JSON; its exit code is not looked at."""
-        ran = self.run(*argv)
+        ran = self.run(*argv, within=within)
         try:
             return json.loads(ran.out)
         except ValueError:
@@ -225,7 +227,7 @@ class _Hand:
     def __init__(self, path: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
         self._asked = 0
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + BOOT_SECONDS
         while True:
             try:
                 self._socket.connect(str(path))
@@ -239,7 +241,7 @@ class _Hand:
     def run(self, argv: tuple[str, ...], input: str, within: float) -> Ran:
         self._asked += 1
         asked = {"id": self._asked, "argv": argv, "input": input, "timeout": within}
-        self._socket.settimeout(within + PATIENCE)
+        self._socket.settimeout(within + BOOT_SECONDS)
         try:
             self._socket.sendall(json.dumps(asked).encode() + b"\n")
             for line in self._lines:
