@@ -51,6 +51,8 @@ _MASKED += ["apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer"
 _MASKED += ["e2scrub_reap.service", "systemd-pstore.service", "systemd-binfmt.service", "systemd-update-utmp.service"]
 _MASKED += ["proc-sys-fs-binfmt_misc.automount", "dev-hugepages.mount", "dev-mqueue.mount", "sys-kernel-debug.mount"]
 _MASKED += ["sys-kernel-tracing.mount", "sys-kernel-config.mount", "sys-fs-fuse-connections.mount"]
+_MASKED += ["systemd-sysusers.service", "systemd-update-utmp-runlevel.service", "systemd-random-seed.service"]
+_MASKED += ["systemd-network-generator.service", "systemd-sysctl.service", "kmod-static-nodes.service"]
 _MASKED += [f"modprobe@{module}.service" for module in ("configfs", "dm_mod", "efi_pstore", "fuse", "loop", "drm")]
 _SIZE = "3G"
 _UNUSED_SECONDS = 7 * 24 * 3600
@@ -138,11 +140,16 @@ def _furnish(root: Path, init: Init) -> None:
     for name in ("hand.py", "witness.py", "furnish"):
         shutil.copy(GUEST / name, hand)
     (root / "etc/hostname").write_text("testbed\n")
+    # An image has none, and on its first boot systemd then presets all units once more, for a second.
+    (root / "etc/machine-id").write_text(f"{_digest('testbed')}{_digest('machine')}\n")
     (root / "etc/fstab").write_text("/dev/nvme0n1 / ext4 defaults 0 0\n")
     if init == "systemd":
         shutil.copy(GUEST / "hand.service", root / "etc/systemd/system")
         for interface in ("eth0", "eth1"):
             shutil.copy(GUEST / f"{interface}.network", root / "etc/systemd/network")
+        coldplug = root / "etc/systemd/system/systemd-udev-trigger.service.d"
+        coldplug.mkdir()
+        shutil.copy(GUEST / "coldplug.conf", coldplug)
         _run(["systemctl", "--root", root, "--quiet", "enable", "hand.service", "systemd-networkd.service"])
         _run(["systemctl", "--root", root, "--quiet", "mask", *_MASKED])
     else:
