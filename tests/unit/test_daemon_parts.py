@@ -165,9 +165,8 @@ def end(running: Child) -> int:
 
 @pytest.mark.spawns
 def test_a_child_tells_how_far_it_is_and_how_it_ended() -> None:
-    running = child(
-        'printf "status pull\\nstat" >/proc/$$/fd/$2; sleep 0.2; printf "us 50 %%\\noutcome 3 0 60\\n" >/proc/$$/fd/$2; exit 3'
-    )
+    first = r'printf "status pull\nstat" >/proc/$$/fd/$2; sleep 0.2; '
+    running = child(first + r'printf "us 50 %%\noutcome 3 0 60\n" >/proc/$$/fd/$2; exit 3')
     select.select([running.pipe], [], [], 10)
     assert running.read()
     assert running.status == "pull"
