@@ -19,12 +19,15 @@ from bootagent.errors import (
     EXIT_FAILED,
     EXIT_USAGE,
     BootagentError,
+    BundleError,
     ConfigError,
     MachineError,
+    Problem,
     StepError,
     UsageError,
+    plain,
 )
-from bootagent.instance import Tags
+from bootagent.instance import Instance, Tags
 from bootagent.journal import Hearer, Journal, boot_id, timestamp, uptime
 from bootagent.lock import Lock
 from bootagent.machine import Machine, Note
@@ -37,6 +40,8 @@ from bootagent.survey import load_document, look, make_plan, read_instance, serv
 EARLY_SECONDS = 5.0
 #: What brings the machine to what its tags say, named for why: at boot, by hand, on the watch, after a failure.
 CONFIGURING = frozenset({"run", "reconfigure", "watch", "retry"})
+#: Those that nobody asked for: they leave alone what somebody has stopped in this boot.
+UNASKED = frozenset({"run", "watch", "retry"})
 #: One line on how the last run ended, for whoever would not read the state.
 SUMMARY = "/run/bootagent/summary"
 OUTCOMES = {EXIT_DONE: "done", EXIT_DEGRADED: "degraded", EXIT_FAILED: "failed"}
@@ -46,7 +51,8 @@ OUTCOMES = {EXIT_DONE: "done", EXIT_DEGRADED: "degraded", EXIT_FAILED: "failed"}
 class Request:
     """What somebody asked for, by command: see :data:`CONFIGURING`, and ``rollback`` and ``stop``.
 
-    ``config`` is the main file; ``rollback_to`` a release, or "" for the previous one.
+    ``config`` is the main file; ``rollback_to`` a release, or "" for the previous one; ``force``: end a run that has
+    the lock for too long.
     """
 
     command: str
@@ -54,6 +60,8 @@ class Request:
     tags: Tags = field(default_factory=dict)
     lock_wait: float = 0.0
     retry: bool = False
+    force: bool = False
+    reason: str = "somebody asked"
     rollback_to: str | None = None
     app: str | None = None
 
@@ -76,7 +84,7 @@ class Outcome:
     """How a run ended. ``problems`` are the sentences of whatever went wrong before any lane began.
 
     ``transient`` is as :class:`Ending` has it; ``watch_seconds`` how often the configuration wants to look for a new
-    release: 0 for never, None when it could not be read.
+    release: 0 for never, None when it could not be read. ``left_alone``: somebody has stopped the services.
     """
 
     exit_code: int
@@ -85,6 +93,7 @@ class Outcome:
     seconds: float = 0.0
     transient: bool = False
     watch_seconds: float | None = None
+    left_alone: bool = False
 
     def sentences(self) -> list[str]:
         """What to tell of it, worst first."""
@@ -98,26 +107,27 @@ def run(request: Request, machine: Machine, hearer: Hearer) -> Outcome:
     def wait(holder: str) -> None:
         hearer({"event": "waiting", "t": 0.0, "step": f"another bootagent is at work ({holder})"})
 
-    with Lock(machine, request.command, request.lock_wait, wait) as lock:
-        journal = Journal(machine, hearer)
+    with Lock(machine, request.command, request.lock_wait, wait, force=request.force) as lock:
+        journal = Journal(machine, hearer, only_changes=request.command == "watch")
         machine = _telling(machine, journal)
         started = timestamp()
         journal.record(
             "run-begin", command=request.command, version=__version__, boot_id=boot_id(), uptime=round(uptime(), 2)
         )
-        work = _Run(request, machine, journal, lock)
+        work, quiet = _Run(request, machine, journal, lock), False
         outcome = replace(work.outcome(), seconds=round(journal.elapsed(), 3), watch_seconds=work.watch_seconds())
         try:
+            quiet = journal.is_quiet and work.ended_so_before(outcome)
+            refused = (outcome.exit_code == EXIT_USAGE and work.config) or quiet
             work.remember(
-                None
-                if outcome.exit_code == EXIT_USAGE and work.config
-                else _last_run(request, journal, started, outcome, work)
+                None if refused or outcome.left_alone else _last_run(request, journal, started, outcome, work)
             )
         except BootagentError as error:  # on a full disk, too, the exit code is to be the truth
             outcome = replace(outcome, problems=(*outcome.problems, str(error)))
         journal.record("run-end", exit_code=outcome.exit_code, outcome=_named(request, outcome))
         journal.close()
-        _summarize(request, machine, outcome)
+        if not (outcome.left_alone or quiet):
+            _summarize(request, machine, outcome)
         return outcome
 
 
@@ -137,8 +147,14 @@ class _Run:
 
     def outcome(self) -> Outcome:
         try:
-            self._save(self._state)
-            return self._carry_out(self._planned())
+            if self._request.command != "watch":  # which mostly finds nothing to do, and each write waits for the disk
+                self._save(self._state)
+            made = self._planned()
+            if self.config:  # somebody wants them up again, and this is where
+                self._state = replace(self._state, stopped=None, definitions=self.config.runit.definitions)
+            return self._carry_out(made)
+        except _LeftAloneError as error:
+            return Outcome(EXIT_DONE, {}, (str(error),), left_alone=True)
         except ConfigError as error:
             return Outcome(error.exit_code, {}, tuple(map(str, error.problems)))
         except UsageError as error:
@@ -156,6 +172,10 @@ class _Run:
         else:
             self._save(replace(self._state, begun=self._begun_before))
 
+    def ended_so_before(self, outcome: Outcome) -> bool:
+        """Whether the last run that is told of ended the same way."""
+        return self._state.last_run is not None and self._state.last_run.exit_code == outcome.exit_code
+
     def _fault(self, error: Exception) -> BootagentError:
         """A fault of the agent itself: people get a sentence, the journal the rest."""
         self._journal.record("fault", error=repr(error), traceback=traceback.format_exc())
@@ -167,6 +187,8 @@ class _Run:
         journal, request = self._journal, self._request
         if request.command == "stop":
             return self._stop_plan()
+        self._stopped_before = self._is_stopped()
+        self._leave_alone()
         with journal.span("read", "read the configuration"):
             self._document = load_document(request.config)
         with journal.span("read", "read instance metadata and tags"):
@@ -174,7 +196,7 @@ class _Run:
                 self._document, request.tags, lambda instance_id: self._state.tags_on(instance_id), self._pause
             )
         self._state = self._state.on_instance(instance.instance_id)
-        self.config = resolve.resolve(self._document, instance.coordinates(), instance.tags)
+        self.config = self._resolved(self._document, instance)
         if request.command in CONFIGURING:
             tags = {**self._state.tags, **request.tags}
             self._state = replace(self._state, tags={key: value for key, value in tags.items() if value})
@@ -194,6 +216,24 @@ class _Run:
         self._begun_before = self._saved.begun
         self._state = replace(self._saved, begun=self._journal.run)
         self._save(self._state)
+        self._leave_alone()
+
+    def _resolved(self, found: Document, instance: Instance) -> Config:
+        try:
+            return resolve.resolve(found, instance.coordinates(), instance.tags)
+        except ConfigError as error:
+            old = [key for key, origin in instance.tag_origin.items() if origin == "remembered"]
+            said = "is remembered from an earlier --tag; it is forgotten with"
+            hints = [Problem("--tag", key, f"{said} bootagent reconfigure --tag {key}=") for key in old]
+            raise ConfigError([*error.problems, *hints]) from None
+
+    def _is_stopped(self) -> bool:
+        return self._state.stopped == boot_id()
+
+    def _leave_alone(self) -> None:
+        """What somebody has stopped, only somebody starts again."""
+        if self._is_stopped() and (self._request.command in UNASKED or not self._stopped_before):
+            raise _LeftAloneError("the services were stopped, and stay so (bootagent reconfigure starts them)")
 
     def watch_seconds(self) -> float | None:
         """How often the configuration wants to look for a new release; None when it could not be read."""
@@ -205,7 +245,10 @@ class _Run:
             self._document = load_document(self._request.config)
         except ConfigError as error:
             self._journal.record("fault", error=str(error))
-        return plan.stop(*services_to_stop(self._document, self._machine))
+        self._state = replace(self._state, stopped=boot_id())
+        self._save(self._state)  # before anything else: whoever waits for a turn must find it
+        services = services_to_stop(self._document, self._state, self._machine)
+        return plan.stop(services, self._request.reason)
 
     def _rollback_plan(self, config: Config, wanted: str) -> Plan:
         app = _chosen(config, self._request.app)
@@ -315,14 +358,18 @@ class _Run:
             self._save(self._state.with_app(lane.app, None))
             return Ending(EXIT_DONE, "its services are removed; the role does not run it")
         if lane.intent == "stop":
-            return Ending(EXIT_DONE, "its services are down")
+            return Ending(EXIT_DONE, f"its services are down; {lane.reason}")
         app = self._app(lane)
         known = self._state.app(lane.app, app.deploy_to)
         if made := _made(lane):
             name, revision, label = made
             record = ReleaseRecord("good", revision, label, timestamp())
             known = replace(known, revision=revision, pending=None).with_release(name, record)
-        elif lane.intent == "rollback" or not lane.degraded:
+        elif lane.intent == "rollback":
+            # Whatever was being tried is not wanted now: a rerun is not to take it up.
+            tried = known.pending.revision if known.pending else known.revision
+            known = replace(known, revision=tried, pending=None)
+        elif not lane.degraded:
             known = replace(known, pending=None)
         known = replace(known, proven=lane.release)
         self._save(self._state.with_app(lane.app, self._without_pruned(known, app)))
@@ -336,15 +383,18 @@ class _Run:
             return Ending(EXIT_FAILED, str(error), tail, transient=True)
         app = self._app(lane)
         known = self._state.app(lane.app, app.deploy_to)
-        blamed = phase != "stage" and not (isinstance(error, StepError) and isinstance(error.cause, MachineError))
+        cause = error.cause if isinstance(error, StepError) else error
+        blamed = phase != "stage" and not isinstance(cause, MachineError)
         if blamed and (made := _made(lane)):
             name, revision, label = made
             record = ReleaseRecord("bad", revision, label, timestamp(), reason=str(error))
             known = replace(known, revision=revision, pending=None).with_release(name, record)
             self._save(self._state.with_app(lane.app, known))
+        # What was published wrong stays wrong; what a hook could not do, it may be able to do later.
+        transient = not blamed and not isinstance(cause, BundleError)
         fallback = lane.fallback or (lane.release if lane.intent in ("keep", "hotfix") and phase == "stage" else None)
         if fallback is None or self.config is None:
-            return Ending(EXIT_FAILED, str(error), tail, transient=not blamed)
+            return Ending(EXIT_FAILED, str(error), tail, transient=transient)
         back = plan.put_back(
             self.config,
             app,
@@ -358,7 +408,7 @@ class _Run:
                 sentence = f"{error}; and release {fallback} could not be put back: {again}"
                 return Ending(EXIT_FAILED, sentence, tail, transient=True)
         kept = "still serves" if phase == "stage" else "was put back and serves"
-        return Ending(EXIT_DEGRADED, f"{error}; release {fallback} {kept}", tail, transient=not blamed)
+        return Ending(EXIT_DEGRADED, f"{error}; release {fallback} {kept}", tail, transient=transient)
 
     def _without_pruned(self, known: state.AppState, app: App) -> state.AppState:
         """Forget good and staged releases that are gone; that a revision was bad is remembered."""
@@ -377,8 +427,16 @@ class _Run:
     def _save(self, found: State) -> None:
         self._state = found
         if found != self._saved:  # each write waits for the disk
-            state.save(self._machine, found)
+            try:
+                state.save(self._machine, found)
+            except BootagentError:
+                if self._request.command != "stop":
+                    raise
             self._saved = found
+
+
+class _LeftAloneError(Exception):
+    """Nobody asked for this run, and somebody has stopped the services."""
 
 
 def _telling(machine: Machine, journal: Journal) -> Machine:
@@ -409,7 +467,7 @@ def _named(request: Request, outcome: Outcome) -> str:
 def _summarize(request: Request, machine: Machine, outcome: Outcome) -> None:
     """Leave the summary; it is a courtesy, and on a full disk there is none."""
     said = "; ".join(outcome.sentences()) or "this role runs nothing"
-    line = " ".join(f"{_named(request, outcome)}: {said}".split())
+    line = plain(" ".join(f"{_named(request, outcome)}: {said}".split()))
     with contextlib.suppress(OSError):
         machine.write(machine.real(SUMMARY), line.encode() + b"\n")
 

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -13,11 +14,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bootagent import __version__
-from bootagent.errors import EXIT_DONE, EXIT_FAILED, BootagentError, ConfigError, UsageError
+from bootagent.errors import EXIT_DONE, EXIT_FAILED, BootagentError, ConfigError, UsageError, plain
 
 DEFAULT_CONFIG = "/etc/bootagent/config.toml"
 #: How long a run waits for another by itself: user-data and the boot take turns.
-TURN_SECONDS = 600.0
+TURN_SECONDS = 3600.0
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 _EPILOG = (
     "exit codes: 0 done, 1 failed, 2 usage or configuration, 3 degraded (an old release serves), 75 try later\n"
@@ -65,9 +66,18 @@ def _run(options: argparse.Namespace) -> int:
 def _stay(options: argparse.Namespace) -> NoReturn:
     from bootagent.daemon import launch
 
-    _tags(options)  # refused here, not by every run to come
-    words = ["--log", options.log, *(["--verbose"] if options.verbose else []), *(["--json"] if options.json else [])]
-    words += [word for tag in options.tag for word in ("--tag", tag)]
+    if options.retry:
+        raise UsageError("--retry is for one run", remedy="bootagent reconfigure --retry")
+    tags = _tags(options)  # refused here, not by every run to come
+    words = [
+        "--lock-wait",
+        f"{options.lock_wait:g}",
+        "--log",
+        options.log,
+        *(["--verbose"] if options.verbose else []),
+        *(["--json"] if options.json else []),
+    ]
+    words += [f"--tag={key}={value}" for key, value in tags.items()]
     launch.become(_place(options), words)
 
 
@@ -93,8 +103,11 @@ def _agent(options: argparse.Namespace, command: str, **more: Any) -> int:
         tags=_tags(options) if hasattr(options, "tag") else {},
         lock_wait=options.lock_wait,
         retry=getattr(options, "retry", False),
+        force=getattr(options, "force", False),
+        reason=getattr(options, "reason", "somebody asked"),
         **more,
     )
+    signal.signal(signal.SIGTERM, _end_at_once)
     relay = _relay(options)
     hearers = [told, relay] if relay else [told]
     machine = _machine(options, lambda event: _each(hearer.hear(event) for hearer in hearers))
@@ -106,6 +119,14 @@ def _agent(options: argparse.Namespace, command: str, **more: Any) -> int:
         _tell_outcome(outcome, as_json=options.json)
         sys.stdout.flush()
     return outcome.exit_code
+
+
+def _end_at_once(number: int, frame: object) -> NoReturn:
+    """Leave as a power cut would, which the next run knows how to take up; but leave no program behind."""
+    from bootagent.machine import kill_programs
+
+    kill_programs()
+    os._exit(128 + number)
 
 
 def _relay(options: argparse.Namespace) -> Any:
@@ -278,12 +299,22 @@ def _user_data(options: argparse.Namespace) -> int:
     if options.document:
         print(user_data.document(tags), end="")
     elif options.install:
-        configuration = Path(options.config).read_text() if options.config else None
+        configuration = _draft(Path(options.config), options.role) if options.config else None
         text = user_data.install_script(tags, options.install, sha256=options.sha256, configuration=configuration)
         print(text, end="")
     else:
         print(user_data.script(tags), end="")
     return EXIT_DONE
+
+
+def _draft(file: Path, role: str) -> str:
+    """A configuration that is to be sent along: wrong, it would be found out where nobody looks."""
+    from bootagent.config import document, resolve
+
+    found = resolve.validate(document.load([file], trusted=False))
+    if role not in found.tables["roles"]:
+        raise UsageError(f"{file} has no role {role!r}; it has {', '.join(sorted(found.tables['roles']))}")
+    return file.read_text()
 
 
 def _sandbox(options: argparse.Namespace) -> int:
@@ -346,6 +377,8 @@ def _parser() -> argparse.ArgumentParser:
     added = command("stop", _stop, "take all services down gracefully; a reboot or reconfigure starts them again")
     _add_place(added)
     _add_work(added)
+    added.add_argument("--force", action="store_true", help="end a run that is still at work after --lock-wait")
+    added.add_argument("--reason", default="somebody asked", metavar="TEXT", help="why, for history and status")
     _add_report_to(added)
     added = command("rollback", _rollback, "go back to the release before the current one, or to RELEASE")
     added.add_argument("release", nargs="?", metavar="RELEASE", help="e.g. 20261120093000")
@@ -531,12 +564,8 @@ def _print_json(found: Any) -> None:
 
 
 def _complain(sentence: str) -> None:
-    from bootagent.console import plain
-
     print(f"bootagent: {plain(sentence)}", file=sys.stderr)
 
 
 def _indented(text: str) -> str:
-    from bootagent.console import plain
-
     return "\n".join(f"    | {plain(line)}" for line in text.strip().splitlines())

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import shutil
 import sys
 import time
 from typing import Any, Literal, TextIO
 
+from bootagent.errors import plain
 from bootagent.journal import Record
 from bootagent.machine import Note, Transfer
 
 LogFormat = Literal["auto", "text", "json"]
 BAR_WIDTH = 28
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 #: Without a terminal, progress of a transfer is a log line now and then.
 TRANSFER_LINE_SECONDS = 5.0
 
@@ -70,11 +69,6 @@ class Console:
             self._bar = False
             with contextlib.suppress(OSError, ValueError):
                 self._stream.write("\r\x1b[K")
-
-
-def plain(text: str) -> str:
-    """Text of others made safe for a terminal: control characters other than newline and tab are spelled out."""
-    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def bar(event: Transfer, width: int) -> str:

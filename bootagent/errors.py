@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,8 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_DEGRADED = 3
 EXIT_TRY_LATER = 75  # EX_TEMPFAIL of sysexits.h
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class BootagentError(Exception):
@@ -114,3 +117,8 @@ class StepError(BootagentError):
         super().__init__(f"{step}: {cause}")
         self.step = step
         self.cause = cause
+
+
+def plain(text: str) -> str:
+    """Text of others made safe for a terminal: control characters other than newline and tab are spelled out."""
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)

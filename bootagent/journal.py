@@ -25,26 +25,40 @@ Hearer = Callable[[Record], None]
 
 
 class Journal:
-    """Appends records of one run. ``hearer`` gets each of them too."""
+    """Appends records of one run. ``hearer`` gets each of them too.
 
-    def __init__(self, machine: Machine, hearer: Hearer = lambda record: None) -> None:
+    With ``only_changes`` nothing is written unless the run does more than look: what looks every few minutes must not
+    crowd out what was done.
+    """
+
+    def __init__(self, machine: Machine, hearer: Hearer = lambda record: None, *, only_changes: bool = False) -> None:
+        self._held: list[bytes] | None = [] if only_changes else None
         self._path = machine.real(PATH)
-        machine.make_directory(self._path.parent, mode=0o700)
-        if self._path.exists() and self._path.stat().st_size > ROTATE_BYTES:
-            self._path.replace(self._path.with_name("journal.1.jsonl"))
         self._hearer = hearer
         self._started = time.monotonic()
         self.run = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S}-{os.getpid()}"
-        self._descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._end_torn_line()
+        try:
+            machine.make_directory(self._path.parent, mode=0o700)
+            if self._path.exists() and self._path.stat().st_size > ROTATE_BYTES:
+                self._path.replace(self._path.with_name("journal.1.jsonl"))
+            self._descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._end_torn_line()
+        except OSError:  # a disk gone read-only: what is to be stopped must be stopped all the same
+            self._descriptor = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
 
     def record(self, event: str, **fields: Any) -> None:
         """Append one record: run, event, ``at`` (RFC 3339 UTC), ``t`` (seconds since the run began) and the fields."""
         entry = {"run": self.run, "event": event, "at": timestamp(), "t": round(self.elapsed(), 4), **fields}
         # A full disk or a reader that has gone must not stop a run half-way: what is told is not what is done.
-        with contextlib.suppress(OSError):
-            # One write(2) on an O_APPEND descriptor: lines of threads never mix.
-            os.write(self._descriptor, json.dumps(entry, default=str).encode() + b"\n")
+        line = json.dumps(entry, default=str).encode() + b"\n"
+        if self._held is not None:
+            self._held.append(line)
+            if event in ("failed", "fault", "waiting") or (event == "begin" and entry["phase"] != "read"):
+                line, self._held = b"".join(self._held), None
+        if self._held is None:
+            with contextlib.suppress(OSError):
+                # One write(2) on an O_APPEND descriptor: lines of threads never mix.
+                os.write(self._descriptor, line)
         with contextlib.suppress(OSError, ValueError):
             self._hearer(entry)
 
@@ -60,6 +74,11 @@ class Journal:
             self.record("failed", **about, seconds=round(self.elapsed() - began, 4), error=str(error))
             raise
         self.record("done", **about, seconds=round(self.elapsed() - began, 4))
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing has been written: the run has only looked."""
+        return self._held is not None
 
     def elapsed(self) -> float:
         """Seconds since the run began."""

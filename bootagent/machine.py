@@ -66,6 +66,9 @@ class Note:
     details: Mapping[str, object] = field(default_factory=dict)
 
 
+#: The process groups of the programs that run now.
+_PROGRAMS: set[int] = set()
+
 Listener = Callable[[Transfer | Note], None]
 
 
@@ -140,6 +143,7 @@ class Machine:
             process = self.start(
                 argv, stdout=output, stderr=subprocess.STDOUT, identity=identity, cwd=cwd, env=env, own_group=True
             )
+            _PROGRAMS.add(process.pid)
             try:
                 code = process.wait(timeout)
             except BaseException as caught:
@@ -152,6 +156,8 @@ class Machine:
                         f"{shown} took longer than {timeout:g} s", tail=_tail(output, TAIL_BYTES)
                     ) from None
                 raise
+            finally:
+                _PROGRAMS.discard(process.pid)
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)  # whatever it left behind in the background
             text = _tail(output, OUTPUT_BYTES)
@@ -283,6 +289,13 @@ class Machine:
                 yield None
                 return
             yield file
+
+
+def kill_programs() -> None:
+    """Kill every program that :meth:`Machine.run` waits for, with whatever it has started. For a signal handler."""
+    for pid in tuple(_PROGRAMS):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
 
 
 def login_environment(identity: Identity | None) -> dict[str, str]:

@@ -131,19 +131,22 @@ def previous(layout: Layout, state: AppState) -> str | None:
     return max(older, default=None)
 
 
-def stop(definitions: str, services: Mapping[str, Sequence[tuple[str, float]]]) -> Plan:
-    """The plan that takes services down: of each app its service directories, and the seconds each may take."""
-    return Plan(
-        tuple(
-            Lane(
-                app=app,
-                intent="stop",
-                steps={"serve": (Stopped(app, definitions, tuple(known)),)},
-                reason="somebody asked",
-            )
-            for app, known in services.items()
-        )
-    )
+@dataclass(frozen=True)
+class ToStop:
+    """An app's service directories below ``definitions``, each with the seconds it may take to stop."""
+
+    app: str
+    definitions: str
+    services: tuple[tuple[str, float], ...]
+
+
+def stop(services: Sequence[ToStop], reason: str) -> Plan:
+    """The plan that takes services down, and why."""
+    lanes = [
+        Lane(one.app, "stop", {"serve": (Stopped(one.app, one.definitions, one.services),)}, reason=reason)
+        for one in services
+    ]
+    return Plan(tuple(lanes))
 
 
 def _lane(config: Config, app: App, known: Known, moment: Moment) -> Lane:

@@ -7,7 +7,8 @@ import os
 import time
 
 from bootagent.agent import Outcome
-from bootagent.console import amount, plain
+from bootagent.console import amount
+from bootagent.errors import plain
 from bootagent.journal import Record
 from bootagent.machine import Note, Transfer
 

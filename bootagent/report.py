@@ -46,10 +46,13 @@ def _is_running(machine: Machine) -> bool:
 
 def _is_waiting(machine: Machine) -> bool:
     """Whether a run waits for tags; it gives up the lock meanwhile."""
-    runs = journal.read_runs(machine)
-    if not runs or runs[-1][-1]["event"] != "waiting" or runs[-1][0].get("boot_id") != journal.boot_id():
+    return any(_is_at_rest(records) for records in journal.read_runs(machine))
+
+
+def _is_at_rest(records: Sequence[journal.Record]) -> bool:
+    if records[-1]["event"] != "waiting" or records[0].get("boot_id") != journal.boot_id():
         return False
-    return Path(f"/proc/{runs[-1][-1]['run'].rpartition('-')[2]}").exists()
+    return Path(f"/proc/{records[-1]['run'].rpartition('-')[2]}").exists()
 
 
 def _verdict(known: state.State, *, running: bool) -> tuple[str, int]:
@@ -57,6 +60,8 @@ def _verdict(known: state.State, *, running: bool) -> tuple[str, int]:
     last = known.last_run
     if running:
         return "running", EXIT_TRY_LATER
+    if known.stopped == journal.boot_id() and (last is None or last.exit_code == EXIT_DONE):
+        return "stopped", EXIT_TRY_LATER
     if last is None:
         return ("interrupted" if known.begun else "never ran"), EXIT_TRY_LATER
     if known.begun not in (None, last.run):
@@ -82,7 +87,8 @@ def wait_for_status(machine: Machine, definitions: str, wait: float, *, serving:
 
 def _under_way(machine: Machine) -> Facts:
     runs = journal.read_runs(machine)
-    records = runs[-1] if runs else []
+    waiting = [records for records in runs if _is_at_rest(records)]
+    records = waiting[-1] if waiting and not lock.is_held(machine) else runs[-1] if runs else []
     steps = [record for record in records if record["event"] in ("begin", "satisfied", "done", "waiting")]
     last = steps[-1] if steps else {}
     return {"run": last.get("run"), "phase": last.get("phase"), "app": last.get("app"), "step": last.get("step")}

@@ -94,14 +94,15 @@ def remove(machine: Machine, definitions: str, service_dir: str, name: str, *, w
     link = machine.real(service_dir) / name
     if runit.is_supervised(outer / "service"):
         owner = (outer / "service" / "supervise").stat()
-        runit.stop(machine, outer / "service", within=within, identity=_identity_of(machine, owner.st_uid))
+        runit.stop(machine, outer / "service", within=within, identity=identity_of(machine, owner.st_uid))
     link.unlink(missing_ok=True)
     if runit.is_supervised(outer):
         runit.leave(machine, outer, within=within)
     machine.remove_tree(outer)
 
 
-def _identity_of(machine: Machine, uid: int) -> Identity | None:
+def identity_of(machine: Machine, uid: int) -> Identity | None:
+    """The identity of a user id; None, for as we are, when there is no such user any more."""
     with contextlib.suppress(KeyError):
         return machine.identity(pwd.getpwuid(uid).pw_name)
     return None

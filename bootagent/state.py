@@ -101,6 +101,7 @@ class State:
     """Everything remembered. ``instance_id`` is the machine it was learned on, ``begun`` the run that began last.
 
     ``tags`` are those given on a command line: user-data may say them once, and a reboot is to end in the same role.
+    ``stopped`` is the boot in which somebody wanted the services down, ``definitions`` where their directories are.
     """
 
     instance_id: str | None = None
@@ -108,6 +109,8 @@ class State:
     last_run: LastRun | None = None
     begun: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
+    stopped: str | None = None
+    definitions: str | None = None
 
     def app(self, name: str, deploy_to: str) -> AppState:
         """An app's state; a fresh one when none is known, or when it lived in another directory."""
@@ -125,10 +128,12 @@ class State:
 
     def on_instance(self, instance_id: str | None) -> State:
         """The state as it holds on this instance: what an image baked elsewhere was in the middle of is forgotten."""
-        if self.instance_id in (None, instance_id):
-            return replace(self, instance_id=instance_id)
+        if self.instance_id == instance_id:
+            return self
+        if self.instance_id is None:  # learned where no metadata said who it was, say while an image was made
+            return replace(self, instance_id=instance_id, tags={})
         apps = {name: replace(app, pending=None) for name, app in self.apps.items()}
-        return State(instance_id, apps, None, self.begun)
+        return State(instance_id, apps, None, self.begun, definitions=self.definitions)
 
 
 def load(machine: Machine) -> State:
@@ -172,4 +177,6 @@ def _from_json(found: Any) -> State:
         last_run=LastRun(**found["last_run"]) if found["last_run"] else None,
         begun=found.get("begun"),
         tags=found.get("tags", {}),
+        stopped=found.get("stopped"),
+        definitions=found.get("definitions"),
     )

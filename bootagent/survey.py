@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from bootagent import aws, plan, release, servicedir, sources
 from bootagent.config import document, quantities, resolve
@@ -99,21 +100,24 @@ def make_plan(
     return plan.make(config, known, retired, moment)
 
 
-def services_to_stop(found: Document | None, machine: Machine) -> tuple[str, dict[str, list[tuple[str, float]]]]:
-    """Where the services are kept, and of each app those installed with the seconds each may take to stop.
+def services_to_stop(found: Document | None, known: State, machine: Machine) -> list[plan.ToStop]:
+    """Every app's services, wherever the configuration or the last run has them, and how long each may take.
 
     Without a configuration the usual place and time hold.
     """
-    tables = found.tables if found else {"apps": {}}
-    definitions = tables["runit"]["definitions"] if found else DEFINITIONS
-    services = {}
-    for app in servicedir.apps_installed(machine, definitions):
-        known = tables["apps"].get(app, {}).get("services", {})
-        services[app] = [
-            (name, quantities.seconds(known.get(name.partition(".")[2], {}).get("stop_within", STOP_SECONDS)))
-            for name in servicedir.installed(machine, definitions, app)
-        ]
-    return definitions, services
+    tables: dict[str, Any] = found.tables if found else {"apps": {}, "runit": {"definitions": DEFINITIONS}}
+    services = []
+    for definitions in sorted({tables["runit"]["definitions"], known.definitions or DEFINITIONS}):
+        for app in servicedir.apps_installed(machine, definitions):
+            configured = tables["apps"].get(app, {}).get("services", {})
+            names = servicedir.installed(machine, definitions, app)
+            services.append(plan.ToStop(app, definitions, tuple((name, _patience(configured, name)) for name in names)))
+    return services
+
+
+def _patience(configured: Mapping[str, Any], name: str) -> float:
+    table = configured.get(name.partition(".")[2], {})
+    return quantities.seconds(table.get("stop_within", STOP_SECONDS))
 
 
 def side_by_side(work: Callable, items: Sequence) -> list:  # type: ignore[type-arg]

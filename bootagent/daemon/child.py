@@ -66,9 +66,12 @@ class Child:
         if word == "status":
             self.status = rest
         elif word == "outcome":
-            _, transient, watch = rest.split(" ")
-            self.transient = transient == "1"
-            self.watch_seconds = None if watch == "-" else float(watch)
+            try:
+                _, transient, watch = rest.split(" ")
+                self.transient = transient == "1"
+                self.watch_seconds = None if watch == "-" else float(watch)
+            except ValueError:  # cut short
+                pass
 
     def ended(self) -> int | None:
         """Its exit code (negative: the signal that killed it), or None while it runs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,4 +21,5 @@ def become(place: Sequence[str], words: Sequence[str]) -> NoReturn:
     program = Path(__file__).with_name("__main__.py")
     argv = [sys.executable, "-I", "-S", str(program), *place, "--", *words, "--", *launcher]
     sys.stderr.flush()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it has a handler: a reload must not end it
     os.execv(sys.executable, argv)

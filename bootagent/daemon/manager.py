@@ -22,7 +22,8 @@ class ServiceManager:
         microseconds = os.environ.pop("WATCHDOG_USEC", "")
         meant = os.environ.pop("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         #: Seconds between two signs of life, half of what the manager allows; None when it wants none.
-        self.watchdog_seconds = int(microseconds) / 2e6 if microseconds.isdigit() and meant else None
+        wanted = microseconds.isdigit() and int(microseconds) > 0 and meant
+        self.watchdog_seconds = int(microseconds) / 2e6 if wanted else None
         self._alive_due = 0.0
         self._status = ""
 

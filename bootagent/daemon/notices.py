@@ -40,34 +40,43 @@ def endpoint() -> str | None:
     return IPV6_ENDPOINT if mode == "ipv6" else DEFAULT_ENDPOINT
 
 
-def read(url: str, token: str) -> tuple[dict[str, str], str]:
+def read(url: str, token: str, known: dict[str, str]) -> tuple[dict[str, str], str]:
     """The notices there are, by their names in :data:`PATHS`, and the token to use next time ("" for a new one).
 
-    Raises NoMetadataError.
+    What cannot be read of them stays as it is in ``known``. Raises NoMetadataError when none can.
     """
     try:
         with _Connection(url) as connection:
             if token:
                 try:
-                    return _notices(connection, token), token
+                    return _notices(connection, token, known), token
                 except _TokenRefusedError:  # it has expired, or was given by an earlier boot
                     pass
             token = connection.token()
-            return _notices(connection, token), token
-    except (OSError, ValueError, _TokenRefusedError) as error:
+            return _notices(connection, token, known), token
+    except (OSError, ValueError, OverflowError, _TokenRefusedError) as error:
         raise NoMetadataError(f"{url}: {error}") from None
 
 
-def _notices(connection: _Connection, token: str) -> dict[str, str]:
-    found = {}
+def _notices(connection: _Connection, token: str, known: dict[str, str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    failures = 0
     for name, path in PATHS.items():
-        status, body = connection.get(f"/latest/meta-data/{path}", token)
-        if status == 401:
-            raise _TokenRefusedError("refuses the token it gave (401)")
-        if status not in (200, 404):
-            raise ValueError(f"{path} answered {status}")
-        if status == 200 and body.strip() not in ("", "[]"):
-            found[name] = body.strip()
+        try:
+            status, body = connection.get(f"/latest/meta-data/{path}", token)
+            if status == 401:
+                raise _TokenRefusedError("refuses the token it gave (401)")
+            if status not in (200, 404):
+                raise ValueError(f"{path} answered {status}")
+            if status == 200 and body.strip() not in ("", "[]"):
+                found[name] = body.strip()
+        except (OSError, ValueError):  # the others may well tell what this one does not
+            connection.close()
+            failures += 1
+            if failures == len(PATHS):
+                raise
+            if name in known:
+                found[name] = known[name]
     return found
 
 
@@ -84,7 +93,7 @@ class _Connection:
         host, colon, port = self._netloc.rpartition(":")
         if scheme != "http" or not self._netloc:
             raise ValueError("is no http:// address")
-        if not colon or (host.count(":") > 1 and not host.endswith("]")):
+        if not colon or port.endswith("]"):  # [fd00:ec2::254] has colons and no port
             host, port = self._netloc, "80"
         self._address = (host.strip("[]"), int(port))
         self._deadline = time.monotonic() + ANSWER_SECONDS
@@ -95,9 +104,10 @@ class _Connection:
         return self
 
     def __exit__(self, *ending: object) -> None:
-        self._close()
+        self.close()
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """The next request opens another."""
         if self._socket:
             self._socket.close()
         self._socket, self._buffer = None, b""
@@ -145,7 +155,7 @@ class _Connection:
                 pass
             body, self._buffer = self._buffer, b""
         if version == "HTTP/1.0" or "close" in fields.get("connection", "") or "content-length" not in fields:
-            self._close()
+            self.close()
         return int(status), body.decode("ascii", "replace")
 
     def _receive(self, *, at_end: bool = False) -> bool:

@@ -5,6 +5,7 @@ Signal handlers only set flags. SIGHUP: reconfigure. SIGTERM and SIGINT: leave; 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import sys
@@ -27,9 +28,12 @@ RETRY_SECONDS = 5.0
 RETRY_MOST_SECONDS = 600.0
 #: How long a run may take to end when it is told to.
 END_SECONDS = 10.0
-#: How long a run waits for another one, such as user-data's, to finish.
-TURN_SECONDS = 3600
+#: How long a run that is in the way is waited for when the instance is told to die, before it is ended.
+PATIENCE_SECONDS = 10
 JITTER = 0.2
+LOCK = "/run/bootagent/daemon.lock"
+#: As errors.py has them; that module is not small.
+EXIT_FAILED, EXIT_USAGE, EXIT_TRY_LATER = 1, 2, 75
 SUMMARY = "/run/bootagent/summary"
 #: What the runs are called in the status line.
 SAID = {"run": "boot", "watch": "looking for a new release", "retry": "another try"}
@@ -43,7 +47,9 @@ class Resident:
 
     def __init__(self, place: Sequence[str], words: Sequence[str], launcher: Sequence[str]) -> None:
         self._place, self._words, self._launcher = place, words, launcher
-        self._summary_path = place[place.index("--root") + 1].rstrip("/") + SUMMARY
+        self._log_words = words[words.index("--log") : words.index("--log") + 2]
+        self._root = place[place.index("--root") + 1].rstrip("/")
+        self._summary_path = self._root + SUMMARY
         self._text_log = "json" not in words and ("text" in words or os.isatty(2))
         self._manager = ServiceManager()
         self._poll = select.poll()
@@ -63,12 +69,24 @@ class Resident:
         self._look_seconds = LOOK_SECONDS
         self._metadata_lost = False
         self._stopped_for = ""  # the reason the services were taken down for
+        self._stopped_summary: tuple[int, str] = (0, "")  # and what was said of it
+        self._killed = False
+        self._abandoned: list[Child] = []
 
     def run(self) -> int:
         """Stay until told to leave; returns the exit code."""
+        try:
+            only = only_one(self._root + LOCK)
+        except OSError as error:
+            self._log("cannot start", level="error", error=str(error))
+            return EXIT_FAILED
+        if only is None:
+            self._log("cannot start", level="error", error="another daemon of bootagent runs already")
+            return EXIT_TRY_LATER
         wakeup = self._catch_signals()
         self._manager.ready()
         self._log("started", pid=os.getpid())
+        self._begin_what_is_due()
         while True:
             self._obey_signals()
             if signal.SIGTERM in self._signals:
@@ -114,7 +132,7 @@ class Resident:
         if self._child:
             self._end_child()
             deadline = time.monotonic() + END_SECONDS
-            while self._child.ended() is None:
+            while self._child.ended() is None and time.monotonic() < deadline + 1:
                 if time.monotonic() > deadline:
                     self._child.signal(signal.SIGKILL)
                 time.sleep(0.05)
@@ -123,11 +141,11 @@ class Resident:
     # --- children ----------------------------------------------------------------------------------------------
 
     def _begin(self, why: str) -> None:
-        turn = ["--lock-wait", str(TURN_SECONDS)]
         if why == "stop":
-            argv = [*self._launcher, "stop", *self._place, *turn]
+            argv = [*self._launcher, "stop", "--force", "--lock-wait", str(PATIENCE_SECONDS), *self._place]
+            argv += ["--reason", told_to_die(self._notices), *self._log_words]
         else:
-            argv = [*self._launcher, "run", "--once", "--because", why, *self._place, *turn, *self._words]
+            argv = [*self._launcher, "run", "--once", "--because", why, *self._place, *self._words]
         self._due = None
         try:
             self._child = Child(why, argv)
@@ -139,32 +157,42 @@ class Resident:
             self._log("begun", why=why, child=self._child.pid)
 
     def _reap(self) -> None:
+        self._abandoned = [old for old in self._abandoned if old.ended() is None]
         child = self._child
         if child is None:
             return
         if not child.read():
             self._forget_pipe(child)
-        if self._kill_due is not None and time.monotonic() >= self._kill_due:
-            child.signal(signal.SIGKILL)
         code = child.ended()
         if code is None:
-            return
+            if self._kill_due is None or time.monotonic() < self._kill_due:
+                return
+            if not self._killed:
+                child.signal(signal.SIGKILL)
+                self._killed, self._kill_due = True, time.monotonic() + END_SECONDS
+                return
+            # It hangs in the kernel, on a disk or a mount that is gone; what is next must not wait for it.
+            self._abandoned.append(child)
+            code = -signal.SIGKILL
         self._forget_pipe(child)
-        self._child, self._kill_due = None, None
+        self._child, self._kill_due, self._killed = None, None, False
         self._log("ended", level="info" if code == 0 else "error", why=child.why, exit_code=code)
         self._after(child, code)
 
     def _after(self, child: Child, code: int) -> None:
         """Decide what a child's end leads to."""
         if child.why == "stop":
+            self._due, self._due_why = None, ""
             if code == 0:
                 self._stopped_for = told_to_die(self._notices)
-            else:
-                self._try_again("stop")
+                self._last_summary()
+                self._stopped_summary = self._summary
+            else:  # there may be two minutes left
+                self._due, self._due_why = time.monotonic() + RETRY_SECONDS, "stop"
             return
         if child.watch_seconds is not None:
             self._watch_seconds = child.watch_seconds
-        if code != 0 and child.transient:
+        if code not in (0, EXIT_USAGE) and child.transient:
             self._try_again("retry")
             return
         self._retry_seconds = RETRY_SECONDS
@@ -183,7 +211,10 @@ class Resident:
                 self._end_child()
         elif dying:
             self._wanted = None
-            if dying != self._stopped_for and (self._due is None or self._due_why != "stop" or self._is_due()):
+            self._last_summary()
+            # Once more when somebody was at work since: a run that had waited for its tags, say.
+            stopped = dying == self._stopped_for and self._summary == self._stopped_summary
+            if not stopped and (self._due is None or self._due_why != "stop" or self._is_due()):
                 self._begin("stop")
         elif self._wanted:
             why, self._wanted = self._wanted, None
@@ -215,8 +246,9 @@ class Resident:
         if self._endpoint is None or time.monotonic() < self._look_due:
             return
         try:
-            found, self._token = notices.read(self._endpoint, self._token)
+            found, self._token = notices.read(self._endpoint, self._token, self._notices)
         except notices.NoMetadataError as error:
+            self._token = ""
             if not self._metadata_lost:
                 self._log("no metadata", level="warning", error=str(error))
             self._metadata_lost = True
@@ -235,7 +267,7 @@ class Resident:
                 self._log("notice", kind=name, says=found.get(name, "withdrawn"))
         was_told = told_to_die(self._notices)
         self._notices = found
-        if was_told and not told_to_die(found):  # a scale-in that was called off
+        if was_told and found.get("lifecycle", "InService") == "InService" and "spot" not in found:  # called off
             self._stopped_for = ""
             self._wanted = "reconfigure"
 
@@ -286,10 +318,23 @@ class Resident:
             told = {**fields, "event": event, "level": level, "timestamp": stamp}
             line = "{" + ", ".join(f"{quoted(name)}: {quoted(value)}" for name, value in told.items()) + "}"
         try:
-            sys.stderr.write(line + "\n")
-            sys.stderr.flush()
-        except OSError:  # whoever read it has gone
+            if sys.stderr:
+                sys.stderr.write(line + "\n")
+                sys.stderr.flush()
+        except (OSError, ValueError):  # whoever read it has gone
             pass
+
+
+def only_one(path: str) -> int | None:
+    """Hold the daemon's own lock for as long as this process lives; None when another holds it. Raises OSError."""
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)  # noqa: PTH103, PTH120
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def told_to_die(found: dict[str, str]) -> str:

@@ -250,7 +250,7 @@ class Sandbox:
             **self._publish_commands(),
             "bootagent plan --root $SANDBOX_ROOT": "what a run would do now",
             "bootagent reconfigure --root $SANDBOX_ROOT": "the same as a boot, without one",
-            f"sv status {services[0] if services else '$SVDIR/*'}": "ask the supervisor",
+            f"sv status $SANDBOX_ROOT/etc/sv/{services[0] if services else '*'}/service": "ask the supervisor",
             "curl -X PUT -d production $SANDBOX_CONTROL/tags/Environment": "change a tag of the instance",
         }
         shown = "\n".join(f"\n  # {meaning}\n  {command}" for command, meaning in commands.items())

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import pwd
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from bootagent import runit
+from bootagent import runit, servicedir
 from bootagent.errors import ServiceError
-from bootagent.machine import Machine
+from bootagent.machine import Identity, Machine
+
+#: A service that runsv finds with it is not started: runsv(8). The next run takes it away.
+DOWN = "down"
+FINISH_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -39,14 +43,33 @@ class Stopped:
             raise ServiceError(f"still running: {', '.join(left)}")
 
     def _left(self, machine: Machine) -> Sequence[str]:
-        found = {name: runit.status(self._inner(machine, name)) for name, _ in self.services}
-        return [name for name, status in found.items() if status and (status.pid or status.wants_up)]
+        return [name for name, _ in self.services if not _is_down(self._inner(machine, name))]
 
     def _stop(self, machine: Machine, name: str, within: float) -> None:
         inner = self._inner(machine, name)
+        if not runit.is_supervised(inner) and inner.is_dir():
+            machine.write(inner / DOWN, b"")  # runsvdir may be about to find it
         if runit.is_supervised(inner):
-            owner = pwd.getpwuid((inner / "supervise").stat().st_uid).pw_name
-            runit.stop(machine, inner, within=within, identity=machine.identity(owner))
+            identity = servicedir.identity_of(machine, (inner / "supervise").stat().st_uid)
+            runit.stop(machine, inner, within=within, identity=identity)
+            _end_finish(machine, inner, identity)
 
     def _inner(self, machine: Machine, name: str) -> Path:
         return machine.real(self.definitions) / name / "service"
+
+
+def _end_finish(machine: Machine, inner: Path, identity: Identity | None) -> None:
+    """Kill a finish script that hangs: sv has no order for it. runsv may start it again, a few times."""
+    deadline = time.monotonic() + FINISH_SECONDS
+    while (found := runit.status(inner)) and found.state == "finish" and time.monotonic() < deadline:
+        # As the service's user: the process id is what he says it is.
+        kill = ["sh", "-c", 'kill -9 "$1"', "sh", str(found.pid)]
+        machine.run(kill, timeout=10, identity=identity, check=False)
+        time.sleep(0.3)
+
+
+def _is_down(inner: Path) -> bool:
+    found = runit.status(inner)
+    if found:
+        return not found.pid and not found.wants_up
+    return not inner.is_dir() or (inner / DOWN).exists()

@@ -99,13 +99,15 @@ _INSTALL = {
     "deb": """\
 export DEBIAN_FRONTEND=noninteractive
 apt-get -q -o DPkg::Lock::Timeout=300 update || true
-apt-get -q -y -o DPkg::Lock::Timeout=300 install {file}""",
+apt-get -q -y -o DPkg::Lock::Timeout=300 -o Dpkg::Options::=--force-confold install {file}""",
     "pyz": "python3 {file} install",
 }
 
 
 def _reconfigure(tags: Mapping[str, str]) -> str:
-    words = [word for key, value in tags.items() for word in ("--tag", f"{key}={value}")]
+    words: list[str] = []
+    for key, value in tags.items():
+        words += [f"--tag={key}={value}"] if key.startswith("-") else ["--tag", f"{key}={value}"]
     return shlex.join(["bootagent", "reconfigure", "--lock-wait", str(LOCK_WAIT), *words])
 
 

@@ -6,6 +6,7 @@ AWS API request").
 
 import hashlib
 import hmac
+import http.client
 import json
 import os
 import sys
@@ -72,9 +73,12 @@ def fetch(url: str, file: str, region: str = "") -> str:
     request = signed(url, region) if url.startswith("s3://") else urllib.request.Request(url)
     digest = hashlib.sha256()
     with urllib.request.urlopen(request, timeout=60) as response, open(file, "wb") as out:  # noqa: PTH123
+        length = int(response.headers.get("content-length") or -1)
         while part := response.read(1 << 20):
             digest.update(part)
             out.write(part)
+        if length not in (-1, out.tell()):
+            raise ValueError(f"{out.tell()} of {length} bytes came")
     return digest.hexdigest()
 
 
@@ -84,16 +88,17 @@ def main(url: str, file: str, wanted: str = "") -> None:
     for left in reversed(range(TRIES)):
         try:
             found = fetch(url, file, region)
-            break
-        except OSError as error:
+            if wanted in ("", found):
+                return
+            raise ValueError(f"it is not what was asked for: its SHA-256 is {found}")
+        except (OSError, ValueError, KeyError, http.client.HTTPException) as error:
             if isinstance(error, urllib.error.HTTPError):
                 region = error.headers.get("x-amz-bucket-region") or ""
             if not left:
+                if os.path.exists(file):  # noqa: PTH110
+                    os.unlink(file)  # noqa: PTH108
                 sys.exit(f"cannot fetch {url}: {error}")
             time.sleep(PAUSE)
-    if wanted not in ("", found):
-        os.unlink(file)  # noqa: PTH108
-        sys.exit(f"{url} is not what was asked for: its SHA-256 is {found}")
 
 
 if __name__ == "__main__":

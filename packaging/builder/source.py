@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from builder.entries import Entry, link, program, untar
@@ -113,6 +113,9 @@ def _source(files: dict[str, Entry], made: int, build: str) -> Source:
     version = found[1]
     if released is None or not released[1].lstrip("[").startswith(version):
         version += f"+{build}"
+    # What the program says of itself is what the package is called.
+    said = files["bootagent/__init__.py"].content.replace(found[0].encode(), f'__version__ = "{version}"'.encode())
+    files["bootagent/__init__.py"] = replace(files["bootagent/__init__.py"], content=said)
     return Source(files, version, int(os.environ.get("SOURCE_DATE_EPOCH") or made))
 
 

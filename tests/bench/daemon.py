@@ -30,10 +30,10 @@ import sys, time
 sys.path.insert(0, sys.argv[1])
 from bootagent.daemon import notices
 url, looks, token = sys.argv[2], int(sys.argv[3]), ""
-found, token = notices.read(url, token)
+found, token = notices.read(url, token, {})
 began = time.process_time()
 for _ in range(looks):
-    found, token = notices.read(url, token)
+    found, token = notices.read(url, token, {})
 print((time.process_time() - began) / looks / len(notices.PATHS) * 1e6)
 """
 

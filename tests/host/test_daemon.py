@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -15,9 +16,11 @@ from typing import Any
 
 import pytest
 
+from bootagent import runit
 from bootagent.daemon import notices
 from bootagent.sandbox.cloud import Cloud
-from tests.conftest import Agent, agent_argv
+from bootagent.sandbox.supervisor import Supervisor
+from tests.conftest import Agent, agent_argv, processes_of
 from tests.host.stage import App, Stage
 
 Waited = Callable[[], Any]
@@ -143,7 +146,7 @@ def test_it_boots_stays_small_and_says_so(stage: Stage, web: App, start: Start, 
 
     pid = web.pid()
     assert daemon.leave() == 0
-    assert daemon.manager.heard("STOPPING=1")
+    until(lambda: daemon.manager.heard("STOPPING=1"))
     assert web.pid() == pid, "to leave is not to stop"
 
 
@@ -377,7 +380,7 @@ def test_stop_takes_everything_down_and_a_rerun_brings_it_up(stage: Stage, web: 
     assert agent("reconfigure").code == 0
     release = web.current
     ran = agent("stop")
-    assert (ran.code, ran.stdout) == (0, "web: its services are down\n")
+    assert (ran.code, ran.stdout) == (0, "web: its services are down; somebody asked\n")
     with pytest.raises(OSError):
         web.answer(within=0)
     assert agent("stop").code == 0, "again"
@@ -424,6 +427,165 @@ def test_stop_needs_neither_metadata_nor_a_good_configuration(
     with pytest.raises(OSError):
         web.answer(within=0)
     cloud.metadata.start()
+
+
+@pytest.mark.parametrize("why", ["run", "watch", "retry"])
+def test_what_somebody_stopped_only_somebody_starts(why: str, stage: Stage, web: App, agent: Agent) -> None:
+    stage.configure(web.config())
+    web.publish("one")
+    assert agent("reconfigure").code == 0
+    assert agent("stop").code == 0
+    ran = agent("run", "--once", "--because", why)
+    assert ran.code == 0
+    assert "the services were stopped, and stay so" in ran.stderr
+    # Whatever else ends meanwhile does not make it forgotten.
+    assert agent("rollback", "20000101000000").code == 2
+    assert agent("run", "--once", "--because", why).code == 0
+    told = agent("status")
+    assert (told.code, told.stdout.startswith("stopped")) == (75, True)
+    with pytest.raises(OSError):
+        web.answer(within=0)
+    # Another boot knows nothing of it.
+    path = stage.root / "var/lib/bootagent/state.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "stopped": "another-boot"}))
+    assert agent("run", "--once", "--because", why).code == 0
+    assert web.answer() == "one"
+
+
+def test_a_boot_that_waits_for_tags_finds_that_it_was_stopped_meanwhile(
+    stage: Stage, web: App, start: Start, cloud: Cloud, agent: Agent
+) -> None:
+    stage.configure(web.config())
+    web.publish("one")
+    cloud.remove_tag("Role")
+    daemon = start()
+    until(lambda: "tags" in daemon.status())
+    assert agent("stop").code == 0
+    cloud.set_tag("Role", "web")
+    assert daemon.ended("run")["exit_code"] == 0
+    assert not web.deploy_to.exists()
+
+
+def test_stop_finds_services_where_the_last_run_had_them(stage: Stage, web: App, agent: Agent) -> None:
+    stage.configure(web.config() + '\n[runit]\ndefinitions = "/opt/sv"\n')
+    web.publish("one")
+    assert agent("reconfigure").code == 0
+    (stage.root / "etc/bootagent/config.toml").write_text("[apps.web]\n")
+    assert agent("stop").code == 0
+    with pytest.raises(OSError):
+        web.answer(within=0)
+
+
+def test_a_service_that_runit_has_not_found_yet_is_stopped_too(
+    stage: Stage, web: App, agent: Agent, runsvdir: Supervisor
+) -> None:
+    stage.configure(web.config())
+    web.publish("one")
+    assert agent("reconfigure").code == 0
+    runsvdir.stop()  # and so are its services
+    until(lambda: not runit.is_supervised(web.service()))
+    assert agent("stop").code == 0
+    runsvdir.start()
+    until(lambda: runit.is_supervised(web.service()))
+    time.sleep(1)
+    with pytest.raises(OSError):
+        web.answer(within=0)
+    assert agent("reconfigure").code == 0
+    assert web.answer() == "one"
+
+
+def test_stop_ends_a_run_that_is_in_the_way(stage: Stage, web: App, agent: Agent, cloud: Cloud) -> None:
+    stage.configure(web.config())
+    web.publish("one")
+    assert agent("reconfigure").code == 0
+    stage.configure(web.config(extra='hooks = { prepare = ["sh", "-c", "touch begun; sleep 600; true"] }'))
+    web.publish("two")
+    busy = subprocess.Popen(
+        agent_argv(stage.root, "reconfigure"), env=cloud.process_environment(), stderr=subprocess.DEVNULL
+    )
+    until(lambda: list((web.deploy_to / "releases").glob("*/begun")))
+    assert agent("stop", "--lock-wait", "0").code == 75
+    assert agent("stop", "--lock-wait", "1", "--force").code == 0
+    assert busy.wait(10) == 128 + signal.SIGTERM
+    left = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in processes_of(web.deploy_to)]
+    assert not [words for words in left if b"sleep" in words], "what the hook started is gone, too"
+    with pytest.raises(OSError):
+        web.answer(within=0)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+def test_stop_works_on_a_disk_that_has_gone_read_only(stage: Stage, web: App, agent: Agent) -> None:
+    stage.configure(web.config())
+    web.publish("one")
+    assert agent("reconfigure").code == 0
+    state = stage.root / "var/lib/bootagent"
+    subprocess.run(["mount", "--bind", "--read-only", state, state], check=True)
+    try:
+        assert agent("stop").code == 0
+    finally:
+        subprocess.run(["umount", state], check=True)
+    with pytest.raises(OSError):
+        web.answer(within=0)
+
+
+def test_a_finish_script_that_hangs_is_ended(stage: Stage, web: App, agent: Agent) -> None:
+    scripts = {
+        "config/service/slow/run": "#!/bin/sh\nexec sleep 1000\n",
+        "config/service/slow/finish": "#!/bin/sh\nexec sleep 2000\n",
+    }
+    own = '[apps.web.services.slow]\nstable_for = "300ms"\nstop_within = "1s"\n'
+    stage.configure(web.config(service=own))
+    web.publish("one", web.tree("one", **scripts))
+    assert agent("reconfigure").code == 0
+    ran = agent("stop")
+    assert ran.code == 0, ran.stderr
+    found = runit.status(web.service("slow"))
+    assert found is not None
+    assert (found.state, found.pid) == ("down", 0)
+
+
+def test_a_second_daemon_is_refused(stage: Stage, web: App, start: Start) -> None:
+    stage.configure(web.config())
+    web.publish("one")
+    start().ended("run")
+    second = start()
+    assert second.process.wait(20) == 75
+    assert second.logged("cannot start")[0]["error"] == "another daemon of bootagent runs already"
+
+
+def test_looking_for_a_release_leaves_no_trace_until_there_is_one(stage: Stage, web: App, agent: Agent) -> None:
+    stage.configure(web.config())
+    web.publish("one")
+    assert agent("reconfigure").code == 0
+    before = agent("history").stdout
+    state, told = stage.state(), agent("status").stdout.splitlines()[:2]
+    assert agent("run", "--once", "--because", "watch").code == 0
+    assert agent("history").stdout == before
+    assert (stage.state(), agent("status").stdout.splitlines()[:2]) == (state, told)
+    web.publish("two")
+    assert agent("run", "--once", "--because", "watch").code == 0
+    assert web.answer() == "two"
+    newest = json.loads(agent("history", "--json").stdout)[-1]
+    assert (newest["command"], newest["outcome"]) == ("watch", "done")
+    assert newest["apps"]["web"]["intent"] == "deploy"
+
+
+def test_a_rollback_ends_the_tries_of_what_was_staged(stage: Stage, web: App, agent: Agent) -> None:
+    stage.configure(web.config(extra='hooks = { prepare = ["test", "-e", "works"] }'))
+    web.publish("one", web.tree("one", works="yes"))
+    assert agent("reconfigure").code == 0
+    web.publish("two", web.tree("two", works="yes"))
+    assert agent("reconfigure").code == 0
+    web.publish("three")
+    assert agent("reconfigure").code == 3
+    assert agent("rollback").code == 0
+    assert web.answer() == "one"
+    assert agent("run", "--once", "--because", "retry").code == 0
+    assert web.answer() == "one"
+    assert "three" not in agent("plan").stdout
+    web.publish("four", web.tree("four", works="yes"))
+    assert agent("reconfigure").code == 0
+    assert web.answer() == "four"
 
 
 def set_notice(cloud: Cloud, name: str, says: str | None) -> None:

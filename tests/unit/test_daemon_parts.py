@@ -42,19 +42,19 @@ def metadata() -> Iterator[MetadataServer]:
 
 
 def test_nothing_is_announced_until_something_is(metadata: MetadataServer) -> None:
-    found, token = notices.read(metadata.endpoint, "")
+    found, token = notices.read(metadata.endpoint, "", {})
     assert (found, bool(token)) == ({}, True)
     metadata.put(SPOT, '{"action": "stop"}\n')
     metadata.put(MAINTENANCE, "[]")
-    found, again = notices.read(metadata.endpoint, token)
+    found, again = notices.read(metadata.endpoint, token, {})
     assert found == {"spot": '{"action": "stop"}'}
     assert again == token, "a token is used for as long as it lasts"
 
 
 def test_a_token_that_is_refused_is_replaced(metadata: MetadataServer) -> None:
-    _, token = notices.read(metadata.endpoint, "")
+    _, token = notices.read(metadata.endpoint, "", {})
     metadata.drop_tokens()
-    found, other = notices.read(metadata.endpoint, token)
+    found, other = notices.read(metadata.endpoint, token, {})
     assert found == {}
     assert other not in ("", token)
 
@@ -62,7 +62,7 @@ def test_a_token_that_is_refused_is_replaced(metadata: MetadataServer) -> None:
 def test_ipv6_is_spoken() -> None:
     try:
         with MetadataServer(host="::1") as server:
-            assert notices.read(server.endpoint, "")[0] == {}
+            assert notices.read(server.endpoint, "", {})[0] == {}
     except OSError as error:
         pytest.skip(f"this machine has no IPv6 loopback: {error}")
 
@@ -70,11 +70,45 @@ def test_ipv6_is_spoken() -> None:
 def test_metadata_that_is_switched_off_or_failing_is_said(metadata: MetadataServer) -> None:
     metadata.faults.disabled = True
     with pytest.raises(notices.NoMetadataError, match="403"):
-        notices.read(metadata.endpoint, "")
+        notices.read(metadata.endpoint, "", {})
     metadata.faults.disabled = False
     metadata.faults.failures = 1
     with pytest.raises(notices.NoMetadataError, match="503"):
-        notices.read(metadata.endpoint, "")
+        notices.read(metadata.endpoint, "", {})
+
+
+def test_what_one_category_cannot_tell_hides_nothing_of_the_others() -> None:
+    """Says 503 to one request in the middle, and hangs up after another."""
+    answers = [b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\ntoken"]
+    bodies = {"lifecycle": b"200 OK", "spot": b"503 Slow Down", "rebalance": b"", "maintenance": b"404 Not Found"}
+    for said in bodies.values():
+        answers.append(b"HTTP/1.1 " + said + b"\r\nContent-Length: 10\r\n\r\nTerminated" if said else b"")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            for answer in answers:
+                if connection.recv(4096) == b"":
+                    connection, _ = server.accept()
+                    connection.recv(4096)
+                if answer:
+                    connection.sendall(answer)
+                else:
+                    connection.close()
+                    connection, _ = server.accept()
+            connection.close()
+
+        threading.Thread(target=serve, daemon=True).start()
+        found, _ = notices.read(
+            f"http://127.0.0.1:{server.getsockname()[1]}", "", {"spot": "known", "rebalance": "too"}
+        )
+    assert found == {"lifecycle": "Terminated", "spot": "known", "rebalance": "too"}
+
+
+def test_an_ipv6_address_needs_no_port() -> None:
+    assert notices._Connection("http://[fd00:ec2::254]")._address == ("fd00:ec2::254", 80)
+    assert notices._Connection("http://[::1]:8080/")._address == ("::1", 8080)
+    assert notices._Connection("http://169.254.169.254")._address == ("169.254.169.254", 80)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +138,7 @@ def test_what_does_not_answer_like_metadata_is_one_error(answer: bytes) -> None:
         thread = threading.Thread(target=serve)
         thread.start()
         with pytest.raises(notices.NoMetadataError):
-            notices.read(f"http://127.0.0.1:{server.getsockname()[1]}", "")
+            notices.read(f"http://127.0.0.1:{server.getsockname()[1]}", "", {})
         thread.join()
 
 
@@ -112,14 +146,17 @@ def test_silence_ends_in_time() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         began = time.monotonic()
         with pytest.raises(notices.NoMetadataError, match="timed out"):
-            notices.read(f"http://127.0.0.1:{server.getsockname()[1]}", "")
+            notices.read(f"http://127.0.0.1:{server.getsockname()[1]}", "", {})
         assert time.monotonic() - began < 4 * notices.ANSWER_SECONDS
 
 
-@pytest.mark.parametrize("url", ["https://127.0.0.1", "ftp://127.0.0.1", "127.0.0.1", "http://", "http://127.0.0.1:x"])
+@pytest.mark.parametrize(
+    "url",
+    ["https://127.0.0.1", "ftp://127.0.0.1", "127.0.0.1", "http://", "http://127.0.0.1:x", "http://127.0.0.1:99999"],
+)
 def test_an_endpoint_that_is_none_is_one_error(url: str) -> None:
     with pytest.raises(notices.NoMetadataError):
-        notices.read(url, "")
+        notices.read(url, "", {})
 
 
 def test_the_standard_variables_say_where_metadata_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,6 +141,7 @@ def test_an_interrupted_wait_kills_too(machine: Machine, tmp_path: Path) -> None
     def interrupt() -> None:
         while not pid.exists() or not pid.read_text().endswith("\n"):
             time.sleep(0.01)
+        time.sleep(0.3)  # by now it is waited for
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)

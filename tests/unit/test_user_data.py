@@ -72,7 +72,8 @@ def test_a_script_for_cloud_init() -> None:
 def test_a_shell_reads_every_tag_as_it_is(tags: dict[str, str]) -> None:
     text = script(tags).replace("exec bootagent", "printf '%s\\0'")
     said = subprocess.run(["sh"], input=text.encode(), capture_output=True, check=True).stdout.decode()
-    assert said.split("\0")[3:-1] == [word for item in tags.items() for word in ("--tag", "=".join(item))]
+    words = [[f"--tag={k}={v}"] if k.startswith("-") else ["--tag", f"{k}={v}"] for k, v in tags.items()]
+    assert said.split("\0")[3:-1] == [word for pair in words for word in pair]
 
 
 def test_a_document_for_the_agent() -> None:
