@@ -20,6 +20,8 @@ IPV6_ENDPOINT = "http://[fd00:ec2::254]"
 TOKEN_TTL_SECONDS = 21600
 CONNECT_SECONDS = 1.0
 READ_SECONDS = 3.0
+#: What the last attempt gets at least: on a busy machine even a prompt answer takes a moment.
+LAST_SECONDS = 0.5
 MAX_BODY_BYTES = 64 * 1024
 _HOPS = "inside a container the hop limit may be too low: raise HttpPutResponseHopLimit to 2"
 
@@ -98,7 +100,7 @@ class Metadata:
         return response.text
 
     def _request(self, method: str, path: str, headers: dict[str, str]) -> requests.Response:
-        left = max(0.05, self._deadline - time.monotonic())
+        left = max(LAST_SECONDS, self._deadline - time.monotonic())
         return self._session.request(
             method,
             self._endpoints[0] + path,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
+import itertools
 import json
+import os
 import socket
 import subprocess
 import tarfile
@@ -36,11 +39,20 @@ http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler)
 Tree = Mapping[str, str | bytes]
 
 
+#: Below those the kernel gives to whoever asks for any, so that no client or other server takes one before its service
+#: does; each test process has its own.
+_PORTS = itertools.cycle(
+    range(start := 20000 + 400 * int("0" + os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")), start + 400)
+)
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port of this machine that nobody listens on, and nobody else will be given soon."""
+    while True:
+        port = next(_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def tar(tree: Tree, *, executables: tuple[str, ...] = ()) -> bytes:
