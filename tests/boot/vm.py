@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tests.boot.guest.hand import HERE
 from tests.boot.image import Image
 
 #: Everything here runs several times slower when other tests share the processors.
@@ -130,8 +131,8 @@ class Vm:
     def _argv(self, kernel_words: tuple[str, ...]) -> list[str]:
         image = self.disk.image
         words = [
-            "root=/dev/nvme0n1 rw rootwait console=ttyS0 quiet net.ifnames=0 mitigations=off",
-            "systemd.show_status=0 module_blacklist=kvm,kvm_amd,powernow_k8",
+            "root=/dev/nvme0n1 rw rootwait console=ttyS0 loglevel=5 net.ifnames=0 mitigations=off",
+            "systemd.show_status=auto module_blacklist=kvm,kvm_amd,powernow_k8",
             f"testbed.s3=http://10.0.2.2:{self.s3}",
             *self.kernel_words,
             *kernel_words,
@@ -195,6 +196,8 @@ class Vm:
     def run(self, *argv: str, input: str = "", within: float = PATIENCE) -> Ran:
         """Run a program in the guest as root, as soon as it is up far enough for that. Raises GuestError."""
         if self._hand is None:
+            # What is sent before the guest's end is open can leave qemu, or the guest, waiting for ever.
+            self.wait_console(HERE, BOOT_SECONDS)
             self._hand = _Hand(self._socket)
         return self._hand.run(argv, input, within)
 
@@ -227,15 +230,7 @@ class _Hand:
     def __init__(self, path: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
         self._asked = 0
-        deadline = time.monotonic() + BOOT_SECONDS
-        while True:
-            try:
-                self._socket.connect(str(path))
-                break
-            except OSError as error:
-                if time.monotonic() > deadline:
-                    raise GuestError(f"{path}: {error}") from None
-                time.sleep(0.05)
+        self._socket.connect(str(path))
         self._lines = self._read()
 
     def run(self, argv: tuple[str, ...], input: str, within: float) -> Ran:

@@ -11,6 +11,8 @@ import subprocess
 import time
 
 PORT = "/dev/virtio-ports/hand"
+#: Said on the console once programs can be asked for.
+HERE = "testbed: the hand is here"
 
 
 def answer(asked: dict[str, object]) -> dict[str, object]:
@@ -36,11 +38,13 @@ def opened() -> int:
 
 def main() -> None:
     port = opened()
+    with open("/dev/console", "w") as console:  # noqa: PTH123
+        console.write(f"{HERE}\n")
     line = b""
     while True:
         found = os.read(port, 65536)
         if not found:  # nobody holds the other end
-            time.sleep(0.05)
+            time.sleep(0.2)
             continue
         *lines, line = (line + found).split(b"\n")
         for asked in lines:
@@ -49,4 +53,5 @@ def main() -> None:
                 reply = reply[os.write(port, reply) :]
 
 
-main()
+if __name__ == "__main__":
+    main()
