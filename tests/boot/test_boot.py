@@ -16,7 +16,7 @@ from tests.boot.report import FIGURE
 from tests.boot.scene import Scene, ask, port_of, wait_for_version
 from tests.boot.vm import PATIENCE, Vm
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 Record = Callable[[str, object], None]
 
 

@@ -22,9 +22,9 @@ from tests.boot.guest.hand import HERE
 from tests.boot.image import Image
 
 #: Everything here runs several times slower when other tests share the processors.
-PATIENCE = 120.0
+PATIENCE = 300.0
 #: How long a boot may take until the test's hand is there.
-BOOT_SECONDS = 90.0
+BOOT_SECONDS = 240.0
 _CONSOLE_TAIL = 60
 
 
