@@ -201,8 +201,10 @@ class Machine:
 
     def write(self, path: Path, content: bytes, *, mode: int = 0o644, owner: Identity | None = None) -> None:
         """Replace a file as a whole and durably: temporary file, fsync, rename, fsync of the directory."""
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        temporary = Path(name)
+        # Always of one name: what a power cut left of it is gone with the next write.
+        temporary = path.with_name(f".{path.name}.new")
+        temporary.unlink(missing_ok=True)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(content)
