@@ -19,6 +19,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
     frozenset({"machine", "aws", "pointer", "user_data"}),
     frozenset({"imds", "beneath", "boottime", "health", "journal", "pull", "runit"}),
+    frozenset({"records", "disks", "mounts", "fstab", "git_repository"}),
+    frozenset({"ebs"}),
     frozenset({"instance", "config", "state", "lock", "release", "servicedir"}),
     frozenset({"steps"}),
     frozenset({"sources"}),
@@ -32,7 +34,8 @@ LAYERS: tuple[frozenset[str], ...] = (
 
 #: Beside the agent's path: all they may know of, and that nobody but the command line knows of them.
 ASIDE: dict[str, frozenset[str]] = {
-    "publish": frozenset({"errors", "machine", "aws", "pointer"}),
+    "publish": frozenset({"errors", "machine", "aws", "pointer", "disks", "mounts", "ebs"}),
+    "gc": frozenset({"errors", "machine", "aws", "records", "ebs"}),
     # It stands for what surrounds an instance, so it runs the agent from outside, as everyone does.
     "sandbox": frozenset().union(*LAYERS)
     - {"steps", "sources", "plan", "survey", "agent", "report", "daemon", "cli", "__main__"},
