@@ -18,14 +18,30 @@ _FIELD = re.compile(r"\{\{|\}\}|\{([a-z_]+|tag:[^{}]+)\}")
 _WORD = re.compile(r"(?!\.+$)[A-Za-z0-9._+=@:-]{1,128}")
 _LINE = re.compile(r"[^\x00-\x1f\x7f]{0,256}")
 
+Fields = Mapping[tuple[str, ...], bool]
+
 #: Where in an app values are filled in, "*" standing for any key or index; True: into a path or URL.
-FIELDS: Mapping[tuple[str, ...], bool] = {
+FIELDS: Fields = {
     ("deploy_to",): True,
     ("source", "url"): True,
+    ("source", "ref"): True,
+    ("source", "key"): True,
+    ("source", "server"): True,
+    ("source", "export"): True,
+    ("source", "mountpoint"): True,
+    ("source", "path"): True,
+    ("source", "fallback", "path"): True,
+    ("source", "snapshot", "*"): False,
     ("linked_files", "*", "from"): True,
     ("services", "*", "env", "*"): False,
     ("services", "*", "check", "http"): True,
     ("services", "*", "check", "tcp"): True,
+}
+#: The same in a role's data volume.
+VOLUME_FIELDS: Fields = {
+    ("mountpoint",): True,
+    ("tags", "*"): False,
+    ("snapshot", "*"): False,
 }
 
 
@@ -34,14 +50,14 @@ def names_in(text: str) -> list[str]:
     return [match[1] for match in _FIELD.finditer(text) if match[1]]
 
 
-def texts(app: Mapping[str, Any]) -> list[tuple[tuple[str, ...], str]]:
-    """Every text of an app's table in which values are filled in, with its path in the table."""
-    return [(path, text) for pattern in FIELDS for path, text in _matching(app, pattern, ())]
+def texts(table: Mapping[str, Any], fields: Fields = FIELDS) -> list[tuple[tuple[str, ...], str]]:
+    """Every text of a table in which values are filled in, with its path; of an app's, unless ``fields`` are others."""
+    return [(path, text) for pattern in fields for path, text in _matching(table, pattern, ())]
 
 
-def is_strict(path: tuple[str, ...]) -> bool:
-    """Whether the text at a path of an app's table becomes part of a path or URL."""
-    for pattern, strict in FIELDS.items():
+def is_strict(path: tuple[str, ...], fields: Fields = FIELDS) -> bool:
+    """Whether the text at a path of the table becomes part of a path or URL."""
+    for pattern, strict in fields.items():
         if len(pattern) == len(path) and all(p in ("*", key) for p, key in zip(pattern, path, strict=True)):
             return strict
     raise KeyError(path)

@@ -7,9 +7,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from bootagent.config import coordinates, rules, schema
+from bootagent.config import coordinates, rules, schema, sources
 from bootagent.config.document import Document
-from bootagent.config.model import App, Check, Config, Limits, LinkedFile, Runit, S3Source, Service
+from bootagent.config.model import App, Check, Config, Limits, LinkedFile, Runit, Service
 from bootagent.config.quantities import seconds, size
 from bootagent.errors import ConfigError, Problem
 
@@ -52,13 +52,16 @@ def required_tags(document: Document, tags: Mapping[str, str]) -> set[str]:
     required = {keys["role"], *keys["required"]}
     role = document.tables["roles"].get(tags.get(keys["role"], ""))
     if role:
-        for name in _app_names(document, role):
-            for _, text in coordinates.texts(document.tables["apps"][name]):
-                for found in coordinates.names_in(text):
-                    if found == "environment":
-                        required.add(keys["environment"])
-                    elif found.startswith("tag:"):
-                        required.add(found.removeprefix("tag:"))
+        texts = [
+            text for name in _app_names(document, role) for _, text in coordinates.texts(_app_table(document, name))
+        ]
+        for volume in role["volumes"].values():
+            texts += [text for _, text in coordinates.texts(volume, coordinates.VOLUME_FIELDS)]
+        for found in (name for text in texts for name in coordinates.names_in(text)):
+            if found == "environment":
+                required.add(keys["environment"])
+            elif found.startswith("tag:"):
+                required.add(found.removeprefix("tag:"))
     return required
 
 
@@ -77,7 +80,19 @@ def resolve(document: Document, facts: Mapping[str, str], tags: Mapping[str, str
     values |= {f"tag:{key}": value for key, value in tags.items()}
     wanted: list[str] | None = role.get("services")
     problems: list[Problem] = []
-    filled = {name: _filled(document, name, values, problems) for name in _app_names(document, role)}
+
+    def fill(path: tuple[str, ...], table: Table, fields: coordinates.Fields) -> Table:
+        return _filled(document, path, table, fields, values, problems)
+
+    filled = {
+        name: fill(("apps", name), _app_table(document, name), coordinates.FIELDS)
+        for name in _app_names(document, role)
+    }
+    volumes = {
+        name: fill(("roles", role_name, "volumes", name), table, coordinates.VOLUME_FIELDS)
+        for name, table in role["volumes"].items()
+    }
+    role = {**role, "volumes": volumes}
     # The rules hold for what the values make of it, too: two directories may meet only on this instance.
     found = [] if problems else list(rules.check({"apps": filled, "roles": {role_name: role}}, filled=True))
     problems += [document.problem(path, sentence) for path, sentence in found]
@@ -88,8 +103,14 @@ def resolve(document: Document, facts: Mapping[str, str], tags: Mapping[str, str
         role=role_name,
         environment=tags.get(keys["environment"]),
         apps=apps,
+        volumes=tuple(sources.data_volume(name, table) for name, table in volumes.items()),
         runit=Runit(**document.tables["runit"]),
     )
+
+
+def _app_table(document: Document, name: str) -> Table:
+    table: Table = document.tables["apps"][name]
+    return table
 
 
 def _app_names(document: Document, role: Table) -> list[str]:
@@ -100,14 +121,15 @@ def _app(name: str, table: Table, wanted: list[str] | None) -> App:
     users = {service["user"] for service in table["services"].values() if "user" in service}
     user = table.get("user") or (users.pop() if len(users) == 1 else "nobody")
     group = table.get("group")
-    bucket, _, key = table["source"]["url"].removeprefix("s3://").partition("/")
+    deploy_to = "/" + table["deploy_to"].strip("/")
     hooks, limits = table["hooks"], table["limits"]
     return App(
         name=name,
-        deploy_to="/" + table["deploy_to"].strip("/"),
+        deploy_to=deploy_to,
         user=user,
         group=group,
-        source=S3Source(bucket, key, table["source"].get("region")),
+        source=sources.source(table["source"], deploy_to),
+        fallback=sources.fallback(table["source"].get("fallback")),
         linked_files=tuple(
             LinkedFile(item, None) if isinstance(item, str) else LinkedFile(item["path"], item["from"])
             for item in table["linked_files"]
@@ -157,15 +179,22 @@ def _service(app: str, name: str, table: Table, user: str, group: str | None) ->
     )
 
 
-def _filled(document: Document, name: str, values: Mapping[str, str], problems: list[Problem]) -> Table:
-    """The app's table with every coordinate filled in; what cannot be is added to ``problems``."""
-    table: Table = copy.deepcopy(document.tables["apps"][name])
-    for path, text in coordinates.texts(table):
+def _filled(
+    document: Document,
+    where: tuple[str, ...],
+    raw: Table,
+    fields: coordinates.Fields,
+    values: Mapping[str, str],
+    problems: list[Problem],
+) -> Table:
+    """The table with every coordinate filled in; what cannot be is added to ``problems``."""
+    table: Table = copy.deepcopy(raw)
+    for path, text in coordinates.texts(table, fields):
         holder: Any = table
         for key in path[:-1]:
             holder = holder[int(key[1:-1])] if isinstance(holder, list) else holder[key]
         try:
-            holder[path[-1]] = coordinates.fill(text, values, strict=coordinates.is_strict(path))
+            holder[path[-1]] = coordinates.fill(text, values, strict=coordinates.is_strict(path, fields))
         except ValueError as error:
-            problems.append(document.problem(("apps", name, *path), str(error)))
+            problems.append(document.problem((*where, *path), str(error)))
     return table

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from bootagent.config import coordinates
+from bootagent.config import coordinates, storage
 from bootagent.config.quantities import seconds
 from bootagent.config.schema import Found, suggestion
+from bootagent.config.storage import place
 
 Table = dict[str, Any]
 
@@ -30,22 +30,26 @@ def check(tables: Table, *, filled: bool = False) -> Iterator[Found]:
         yield ("watch", "interval"), f"{interval!r} is less than {WATCH_SECONDS} s; 0 is never"
     for name, app in apps.items():
         if not filled:
-            for path, text in coordinates.texts(app):
-                for sentence in coordinates.unknown(text, strict=coordinates.is_strict(path)):
-                    yield ("apps", name, *path), sentence
-        for path, sentence in _check_app(app, filled=filled):
+            for path, sentence in _check_names(app, coordinates.FIELDS):
+                yield ("apps", name, *path), sentence
+        for path, sentence in (*_check_app(app, filled=filled), *storage.check_source(app)):
             yield ("apps", name, *path), sentence
     for (one, first), (two, second) in combinations(apps.items(), 2):
-        a, b = _place(first["deploy_to"]), _place(second["deploy_to"])
+        a, b = place(first["deploy_to"]), place(second["deploy_to"])
         if a == b or a in b.parents or b in a.parents:
             yield ("apps", two, "deploy_to"), f"{str(b)!r} collides with {str(a)!r} of app {one!r}"
     for name, role in tables["roles"].items():
-        for path, sentence in _check_role(role, apps):
+        for path, sentence in (*_check_role(role, apps), *storage.check_role(role, apps)):
             yield ("roles", name, *path), sentence
+        for volume, table in role["volumes"].items() if not filled else ():
+            for path, sentence in _check_names(table, coordinates.VOLUME_FIELDS):
+                yield ("roles", name, "volumes", volume, *path), sentence
 
 
-def _place(path: str) -> PurePosixPath:
-    return PurePosixPath(re.sub("/+", "/", path))  # POSIX lets two leading slashes mean something else
+def _check_names(table: Table, fields: coordinates.Fields) -> Iterator[Found]:
+    for path, text in coordinates.texts(table, fields):
+        for sentence in coordinates.unknown(text, strict=coordinates.is_strict(path, fields)):
+            yield path, sentence
 
 
 def _can_be_asked(url: str) -> bool:
@@ -72,7 +76,7 @@ def _check_role(role: Table, apps: Table) -> Iterator[Found]:
 
 
 def _check_app(app: Table, *, filled: bool) -> Iterator[Found]:
-    if not _place(app["deploy_to"]).name:
+    if not place(app["deploy_to"]).name:
         yield ("deploy_to",), "is the root directory"
     linked = [(("linked_dirs", f"[{i}]"), path) for i, path in enumerate(app["linked_dirs"])]
     linked += [

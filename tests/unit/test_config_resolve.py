@@ -79,6 +79,7 @@ def test_the_promised_smallest_configuration_means_what_it_says(tmp_path: Path) 
                 user="deploy",
                 group=None,
                 source=S3Source("deploys", "web/staging.json", None),
+                fallback=None,
                 linked_files=(LinkedFile("config/database.yml", None),),
                 linked_dirs=("log",),
                 keep_releases=5,
@@ -113,6 +114,7 @@ def test_the_promised_smallest_configuration_means_what_it_says(tmp_path: Path) 
                 limits=Limits(unpacked=20 * 2**30, files=1_000_000, reserve=64 * 2**20, within=900.0),
             ),
         ),
+        volumes=(),
         runit=Runit("/etc/service", "/etc/sv"),
     )
 
