@@ -1,0 +1,110 @@
+"""What this instance knows of a volume it made or took: one JSON file each, ``/var/lib/bootagent/volumes/NAME.json``.
+
+A record is written before the call it is about, so that a killed run is found out by the next. EC2 and the disk are
+the truth; a record that is lost costs a look at EC2, never a volume.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bootagent.errors import BootagentError, MachineError
+from bootagent.machine import Machine, sync_directory
+
+DIRECTORY = "/var/lib/bootagent/volumes"
+VERSION = 1
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@:-]{0,199}")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One volume, as the instance ``instance_id`` knows it; ``name`` says what for, as in "app.web.20261121101500".
+
+    ``volume_id`` is None until EC2 has answered, ``snapshot`` what it was made from (None: blank, or found).
+    ``attempt`` counts the tries to make it. ``blank``: never formatted yet, as far as its tags say. ``attached``: EC2
+    has attached it here for good. ``size_bytes`` is the size its filesystem was last grown to; None: not looked at.
+    ``mountpoints`` are the logical paths where it is mounted, the bind last.
+    """
+
+    name: str
+    instance_id: str
+    region: str | None = None
+    volume_id: str | None = None
+    snapshot: str | None = None
+    attempt: int = 1
+    blank: bool = False
+    attached: bool = False
+    size_bytes: int | None = None
+    mountpoints: tuple[str, ...] = ()
+
+
+def load(machine: Machine, name: str, instance_id: str | None = None) -> Record | None:
+    """The record of that name; None when there is none that can be read.
+
+    With ``instance_id``, one of another instance does not count: an image of a running instance brings it along.
+    Raises BootagentError for a name that is none.
+    """
+    path = machine.real(_logical(name))
+    try:
+        found = _from_json(json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        path.replace(path.with_name(f"{path.name}.damaged"))
+        return None
+    return found if instance_id in (None, found.instance_id) and found.name == name else None
+
+
+def save(machine: Machine, record: Record) -> None:
+    """Write a record atomically and durably; only root may read it. Raises MachineError."""
+    path = machine.real(_logical(record.name))
+    content = json.dumps({"version": VERSION, **asdict(record)}, indent=1).encode() + b"\n"
+    try:
+        machine.make_directory(path.parent.parent, mode=0o700)
+        machine.make_directory(path.parent, mode=0o700)
+        machine.write(path, content, mode=0o600)
+    except OSError as error:
+        raise MachineError(f"cannot write {_logical(record.name)}: {error.strerror}") from None
+
+
+def forget(machine: Machine, name: str) -> None:
+    """Remove a record, if it is there, durably. Raises MachineError."""
+    path = machine.real(_logical(name))
+    try:
+        path.unlink(missing_ok=True)
+        if path.parent.is_dir():
+            sync_directory(path.parent)
+    except OSError as error:
+        raise MachineError(f"cannot remove {_logical(name)}: {error.strerror}") from None
+
+
+def all(machine: Machine, instance_id: str | None = None) -> tuple[Record, ...]:
+    """Every record, by name; with ``instance_id`` those of this instance only."""
+    return tuple(found for name in _names(machine) if (found := load(machine, name, instance_id)))
+
+
+def _names(machine: Machine) -> Iterator[str]:
+    directory = machine.real(DIRECTORY)
+    if directory.is_dir():
+        # A file that is being written begins with a dot, and so is no name.
+        yield from sorted(path.stem for path in directory.glob("*.json") if _NAME.fullmatch(path.stem))
+
+
+def _logical(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise BootagentError(f"{name!r} cannot be the name of a volume's record")
+    return f"{DIRECTORY}/{name}.json"
+
+
+def _from_json(found: Any) -> Record:
+    if found.pop("version") != VERSION:
+        raise ValueError("of another version")
+    record = Record(**{**found, "mountpoints": tuple(found["mountpoints"])})
+    if not isinstance(record.name, str) or not isinstance(record.instance_id, str):
+        raise TypeError("name and instance_id are text")
+    return record
