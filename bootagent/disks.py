@@ -22,6 +22,8 @@ SECTOR_BYTES = 512
 MIB = 1024 * 1024
 #: How long a look at a device may take. A volume made from a snapshot loads what is read of it from S3.
 LOOK_SECONDS = 120.0
+#: How long udev may take to name a device that the kernel has.
+UDEV_SECONDS = 10.0
 #: How long making a filesystem may take; on a volume of 16 TiB it takes seconds.
 MAKE_SECONDS = 600.0
 #: Volumes are looked at in this many places, evenly apart, besides those where superblocks have copies.
@@ -114,6 +116,21 @@ def by_id(machine: Machine, device: Path) -> str | None:
     return f"/dev/disk/by-id/{links[0]}" if links else None
 
 
+def stable_name(machine: Machine, device: Path) -> str:
+    """What names the device after the next boot too: its link by id, or its own name on Xen, where EC2 chose it.
+
+    Raises MachineError when udev has not made the link.
+    """
+    deadline = time.monotonic() + UDEV_SECONDS
+    while (link := by_id(machine, device)) is None:
+        if device.name.startswith("xvd"):
+            return f"/dev/{device.name}"
+        if time.monotonic() > deadline:
+            raise MachineError(f"nothing in /dev/disk/by-id names {device}", remedy="see that udev runs")
+        time.sleep(_POLL_SECONDS)
+    return link
+
+
 def number(device: Path) -> str:
     """The device's "MAJOR:MINOR", as /proc/self/mountinfo has it. Raises MachineError when it is not there."""
     try:
@@ -121,6 +138,20 @@ def number(device: Path) -> str:
     except OSError as error:
         raise MachineError(f"cannot look at {device}: {error.strerror}") from None
     return f"{os.major(found)}:{os.minor(found)}"
+
+
+def of_number(machine: Machine, wanted: str) -> Path | None:
+    """The whole disk that has this "MAJOR:MINOR"; None when it is gone, or is no whole disk."""
+    for entry in _entries(machine):
+        if _text(entry / "dev") == wanted:
+            return machine.real("/dev") / entry.name
+    return None
+
+
+def volume_of(machine: Machine, device: Path) -> str | None:
+    """The id of the volume that a device is, by its serial; None when that does not tell."""
+    serial = _serial(machine.real("/sys/block") / device.name)
+    return f"vol-{serial[3:]}" if serial and serial.startswith("vol") else None
 
 
 def size_bytes(machine: Machine, device: Path) -> int:

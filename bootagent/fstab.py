@@ -93,6 +93,11 @@ def merged(text: str, wanted: Iterable[Entry], unwanted: Collection[str] = ()) -
 # --- the file ------------------------------------------------------------------------------------------------
 
 
+def current(machine: Machine) -> tuple[Entry, ...]:
+    """The lines of our block in /etc/fstab. Raises BootagentError when it is damaged."""
+    return entries(_read(machine))
+
+
 def is_so(machine: Machine, wanted: Iterable[Entry], unwanted: Collection[str] = ()) -> bool:
     """Whether :func:`update` would change nothing. Raises BootagentError, as it does."""
     text = _read(machine)
