@@ -239,15 +239,14 @@ def _unescaped(text: str) -> str:
 
 def _hidden(mount: Mount, by_id: dict[int, Mount]) -> bool:
     """Whether something is mounted on top of it, or over one of its parent directories."""
-    below: Mount | None = mount
-    point = mount.point
+    child, below = mount, by_id.get(mount.id)
     seen: set[int] = set()
     while below and below.id not in seen:
         seen.add(below.id)
         for other in by_id.values():
-            if other.parent == below.id and other.id not in seen and _covers(other.point, point):
+            if other.parent == below.id and other.id not in seen and _covers(other.point, child.point):
                 return True
-        below = by_id.get(below.parent)
+        child, below = below, by_id.get(below.parent)
     return False
 
 
