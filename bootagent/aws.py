@@ -92,6 +92,22 @@ _EARLY = {
     "ConnectTimeoutError",
 }
 
+#: What EC2 says when it is asked too often, or has trouble of its own: EC2 API Reference, "Error codes".
+_PASSING = {
+    "RequestLimitExceeded",
+    "Throttling",
+    "ThrottlingException",
+    "EC2ThrottledException",
+    "InternalError",
+    "InternalFailure",
+    "ServiceUnavailable",
+    "Unavailable",
+    "RequestTimeout",
+    "ReadTimeoutError",
+    "ConnectionClosedError",
+    *_EARLY,
+}
+
 _REMEDIES = {
     "NoCredentialsError": "give the instance an IAM role, or set the AWS credential variables",
     "NoRegionError": "set AWS_REGION",
@@ -123,6 +139,11 @@ def _explained(doing: str, iam_action: str | None, response: Any) -> AwsError:
 def is_early(error: AwsError) -> bool:
     """Whether the reason may be that the machine has only just started: no credentials yet, no route yet."""
     return error.code in _EARLY
+
+
+def may_pass(error: AwsError) -> bool:
+    """Whether the same call may do better later: throttled, trouble inside AWS or on the way there."""
+    return error.code in _PASSING
 
 
 def forget_clients() -> None:

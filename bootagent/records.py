@@ -27,8 +27,9 @@ class Record:
 
     ``volume_id`` is None until EC2 has answered, ``snapshot`` what it was made from (None: blank, or found).
     ``attempt`` counts the tries to make it. ``blank``: never formatted yet, as far as its tags say. ``attached``: EC2
-    has attached it here for good. ``size_bytes`` is the size its filesystem was last grown to; None: not looked at.
-    ``mountpoints`` are the logical paths where it is mounted, the bind last.
+    has attached it here for good, under the name ``device``, which says nothing about the device the kernel shows.
+    ``size_bytes`` is the size its filesystem was last grown to; None: not looked at. ``mountpoints`` are the logical
+    paths where it is mounted, the bind last.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Record:
     attempt: int = 1
     blank: bool = False
     attached: bool = False
+    device: str | None = None
     size_bytes: int | None = None
     mountpoints: tuple[str, ...] = ()
 
