@@ -10,7 +10,7 @@ import os
 import re
 import threading
 import urllib.parse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: The access key of the sandbox itself, whose calls are not counted.
 _OPERATOR = "AKIASANDBOXOPERATOR0"
+#: Answers a call by its parameters, with a status and XML; None leaves it to moto.
+Override = Callable[[Mapping[str, str]], tuple[int, bytes] | None]
 _CREDENTIAL = re.compile(r"Credential=([^/,\s]+)/[0-9]+/[^/]+/([^/]+)/")
 
 
@@ -55,6 +57,7 @@ class AwsApi:
         self._lock = threading.Lock()
         self._calls: list[Call] = []
         self._failures: list[_Failure] = []
+        self._overrides: dict[str, Override] = {}
         self._clients: dict[tuple[str, str], Any] = {}
         self._server: Any = None
 
@@ -121,6 +124,13 @@ class AwsApi:
         with self._lock:
             self._failures.append(_Failure(service, action, f"{status} Simulated", code, times))
 
+    def override(self, service: str, override: Override | None) -> None:
+        """Let something else answer calls of a service of the query protocol, such as ``"ec2"``; None: no longer."""
+        with self._lock:
+            self._overrides.pop(service, None)
+            if override:
+                self._overrides[service] = override
+
     # --- the sandbox's own clients ---------------------------------------------------------------------------
 
     def s3(self, region: str) -> S3Client:
@@ -167,6 +177,9 @@ class AwsApi:
                         failure.left -= 1
                 if failure:
                     return _refuse(failure, environ, start_response)
+            override = self._overrides.get(call.service)
+            if override and (answer := override(_fields(environ))):
+                return _reply(*answer, start_response)
             return cast("Iterable[bytes]", application(environ, start_response))
 
         return watch
@@ -187,6 +200,16 @@ def _identify(environ: dict[str, Any]) -> tuple[str, Call]:
         form = urllib.parse.parse_qs(body.decode(errors="replace"))
         action = form.get("Action", [environ["REQUEST_METHOD"]])[0]
     return key, Call(service, action, path)
+
+
+def _fields(environ: dict[str, Any]) -> dict[str, str]:
+    body = environ["wsgi.input"].getvalue()
+    return dict(urllib.parse.parse_qsl(body.decode(errors="replace"), keep_blank_values=True))
+
+
+def _reply(status: int, body: bytes, start_response: Any) -> list[bytes]:
+    start_response(f"{status} Simulated", [("Content-Type", "text/xml"), ("Content-Length", str(len(body)))])
+    return [body]
 
 
 def _s3_action(method: str, path: str, query: str, environ: dict[str, Any]) -> str:

@@ -24,7 +24,8 @@ class Cloud:
     """A metadata service and an AWS API that agree about one running instance; a context manager.
 
     ``api`` is a running :class:`AwsApi` to use, which is reset first (starting one takes a second); without it the
-    cloud runs its own. ``host`` is where the metadata service listens, ``127.0.0.1`` or ``::1``.
+    cloud runs its own. ``beside`` is a running cloud to launch a further instance in, which keeps all it has.
+    ``host`` is where the metadata service listens, ``127.0.0.1`` or ``::1``.
     """
 
     api: AwsApi
@@ -38,19 +39,21 @@ class Cloud:
         region: str = REGION,
         user_data: bytes | None = None,
         api: AwsApi | None = None,
+        beside: Cloud | None = None,
         host: str = "127.0.0.1",
     ) -> None:
         self.region = region
         self._tags = dict(tags or {})
         self._user_data = user_data
-        self._shared_api = api
+        self._shared_api = beside.api if beside else api
+        self._is_first = beside is None
         self._host = host
         self._running = contextlib.ExitStack()
 
     def __enter__(self) -> Cloud:
         with contextlib.ExitStack() as stack:
             self.api = self._shared_api or stack.enter_context(AwsApi())
-            if self._shared_api:
+            if self._shared_api and self._is_first:
                 self.api.reset()
             self.instance = self._launch()
             self.metadata = stack.enter_context(

@@ -1,0 +1,432 @@
+"""The query protocol of EC2 for the simulated EBS: forms come in, XML goes out, as the API reference has them."""
+
+from __future__ import annotations
+
+import base64
+import fnmatch
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import TypeVar
+from xml.sax.saxutils import escape
+
+from bootagent.sandbox.ebs import Ebs
+from bootagent.sandbox.ebs_model import (
+    ACCOUNT,
+    Attachment,
+    Modification,
+    Refusal,
+    Snapshot,
+    Volume,
+    VolumeRequest,
+)
+
+#: A status and a body.
+Answer = tuple[int, bytes]
+
+_NAMESPACE = "http://ec2.amazonaws.com/doc/2016-11-15/"
+_PREFIXES = ("vol-", "snap-")
+_Resource = TypeVar("_Resource", Volume, Snapshot)
+
+
+class Form:
+    """The parameters of one call: ``Filter.1.Value.2`` and the like."""
+
+    def __init__(self, fields: Mapping[str, str]) -> None:
+        self._fields = fields
+
+    def text(self, name: str) -> str | None:
+        """A parameter; None when it is not given."""
+        return self._fields.get(name) or None
+
+    def required(self, name: str) -> str:
+        """A parameter that must be given. Raises Refusal."""
+        found = self.text(name)
+        if found is None:
+            raise Refusal("MissingParameter", f"The request must contain the parameter {name}")
+        return found
+
+    def number(self, name: str) -> int | None:
+        """A whole number. Raises Refusal."""
+        found = self.text(name)
+        if found is not None and not re.fullmatch(r"-?[0-9]+", found):
+            raise Refusal("InvalidParameterValue", f"Invalid value '{found}' for {name}.")
+        return int(found) if found else None
+
+    def flag(self, name: str) -> bool:
+        """A truth value; false when it is not given."""
+        return (self.text(name) or "").lower() == "true"
+
+    def has(self, prefix: str) -> bool:
+        """Whether any parameter's name begins so."""
+        return any(name.startswith(prefix) for name in self._fields)
+
+    def words(self, name: str) -> list[str]:
+        """A list of plain values."""
+        return [form._fields[""] for form in self.items(name) if "" in form._fields]
+
+    def items(self, name: str) -> Iterator[Form]:
+        """A list of structures, each a form of its own."""
+        found: dict[int, dict[str, str]] = {}
+        for field, value in self._fields.items():
+            match = re.fullmatch(re.escape(name) + r"\.([0-9]+)(?:\.(.+))?", field)
+            if match:
+                found.setdefault(int(match[1]), {})[match[2] or ""] = value
+        for _, fields in sorted(found.items()):
+            yield Form(fields)
+
+    def tags(self, resource_type: str) -> dict[str, str]:
+        """The tags of TagSpecification for one kind of resource."""
+        return {
+            tag.required("Key"): tag.text("Value") or ""
+            for specification in self.items("TagSpecification")
+            if specification.text("ResourceType") == resource_type
+            for tag in specification.items("Tag")
+        }
+
+
+class EbsApi:
+    """Answers the calls that are about volumes and snapshots; None for any other."""
+
+    def __init__(self, ebs: Ebs) -> None:
+        self._ebs = ebs
+        self._actions: Mapping[str, Callable[[Form], object]] = {
+            "CreateVolume": self._create_volume,
+            "DescribeVolumes": self._describe_volumes,
+            "DescribeVolumesModifications": self._describe_modifications,
+            "AttachVolume": self._attach,
+            "DetachVolume": self._detach,
+            "DeleteVolume": self._delete_volume,
+            "ModifyVolume": self._modify_volume,
+            "ModifyInstanceAttribute": self._modify_instance,
+            "DescribeInstanceAttribute": self._describe_instance,
+            "TerminateInstances": self._terminate,
+            "CreateSnapshot": self._create_snapshot,
+            "DescribeSnapshots": self._describe_snapshots,
+            "DeleteSnapshot": self._delete_snapshot,
+            "CreateTags": self._create_tags,
+            "DeleteTags": self._delete_tags,
+        }
+
+    def __call__(self, fields: Mapping[str, str]) -> Answer | None:
+        """The answer to a call; None when it is not about volumes or snapshots."""
+        action = fields.get("Action", "")
+        handler = self._actions.get(action)
+        if handler is None:
+            return None
+        try:
+            with self._ebs.lock:
+                found = handler(Form(fields))
+        except Refusal as refusal:
+            return refusal.status, _error(refusal)
+        if found is None:
+            return None
+        return 200, _document(f"{action}Response", found)
+
+    # --- volumes ---------------------------------------------------------------------------------------------
+
+    def _create_volume(self, form: Form) -> object:
+        request = VolumeRequest(
+            zone=form.required("AvailabilityZone"),
+            size=form.number("Size"),
+            snapshot_id=form.text("SnapshotId"),
+            volume_type=form.text("VolumeType") or "gp2",
+            iops=form.number("Iops"),
+            throughput=form.number("Throughput"),
+            encrypted=form.flag("Encrypted"),
+            kms_key_id=form.text("KmsKeyId"),
+            initialization_rate=form.number("VolumeInitializationRate"),
+            tags=form.tags("volume"),
+        )
+        return _volume(self._ebs.create_volume(request, form.text("ClientToken")))
+
+    def _describe_volumes(self, form: Form) -> object:
+        return self._described(
+            form, "VolumeId", self._ebs.volumes, self._ebs.volume, _volume_field, "volumeSet", _volume
+        )
+
+    def _attach(self, form: Form) -> object:
+        volume_id = form.required("VolumeId")
+        return _attachment(volume_id, self._ebs.attach(volume_id, form.required("InstanceId"), form.required("Device")))
+
+    def _detach(self, form: Form) -> object:
+        volume_id = form.required("VolumeId")
+        return _attachment(
+            volume_id,
+            self._ebs.detach(volume_id, form.text("InstanceId"), form.text("Device"), form.flag("Force")),
+        )
+
+    def _delete_volume(self, form: Form) -> object:
+        self._ebs.delete_volume(form.required("VolumeId"))
+        return {"return": True}
+
+    def _modify_volume(self, form: Form) -> object:
+        change = self._ebs.modify_volume(form.required("VolumeId"), form.number("Size"))
+        return {"volumeModification": _modification(change)}
+
+    def _describe_modifications(self, form: Form) -> object:
+        wanted = form.words("VolumeId")
+        changes = [change for change in self._ebs.modifications.values() if change.volume_id in wanted or not wanted]
+        return {"volumeModificationSet": [_modification(change) for change in changes]}
+
+    # --- instances -------------------------------------------------------------------------------------------
+
+    def _modify_instance(self, form: Form) -> object:
+        if not form.has("BlockDeviceMapping."):
+            return None
+        for mapping in form.items("BlockDeviceMapping"):
+            delete = mapping.flag("Ebs.DeleteOnTermination")
+            self._ebs.set_delete_on_termination(form.required("InstanceId"), mapping.required("DeviceName"), delete)
+        return {"return": True}
+
+    def _describe_instance(self, form: Form) -> object:
+        if form.text("Attribute") != "blockDeviceMapping":
+            return None
+        instance_id = self._ebs.instance(form.required("InstanceId")).id
+        return {
+            "instanceId": instance_id,
+            "blockDeviceMapping": [
+                {
+                    "deviceName": volume.attachment.device,
+                    "ebs": {
+                        "volumeId": volume.id,
+                        "status": volume.attachment.state,
+                        "attachTime": volume.attachment.since,
+                        "deleteOnTermination": volume.attachment.delete_on_termination,
+                    },
+                }
+                for volume in self._ebs.of_instance(instance_id)
+                if volume.attachment
+            ],
+        }
+
+    def _terminate(self, form: Form) -> object:
+        for instance_id in form.words("InstanceId"):
+            if instance_id in self._ebs.instances:
+                self._ebs.terminate(instance_id)
+        return None  # the instances themselves are moto's
+
+    # --- snapshots -------------------------------------------------------------------------------------------
+
+    def _create_snapshot(self, form: Form) -> object:
+        return _snapshot(
+            self._ebs.create_snapshot(form.required("VolumeId"), form.text("Description") or "", form.tags("snapshot"))
+        )
+
+    def _describe_snapshots(self, form: Form) -> object:
+        owners = {ACCOUNT if owner == "self" else owner for owner in form.words("Owner")}
+        visible = {key: found for key, found in self._ebs.snapshots.items() if not owners or found.owner in owners}
+        return self._described(
+            form, "SnapshotId", visible, self._ebs.snapshot, _snapshot_field, "snapshotSet", _snapshot
+        )
+
+    def _delete_snapshot(self, form: Form) -> object:
+        self._ebs.delete_snapshot(form.required("SnapshotId"))
+        return {"return": True}
+
+    # --- tags ------------------------------------------------------------------------------------------------
+
+    def _create_tags(self, form: Form) -> object:
+        resources = _ours(form)
+        for tags in [self._ebs.tags_of(resource_id) for resource_id in resources]:
+            tags.update({tag.required("Key"): tag.text("Value") or "" for tag in form.items("Tag")})
+        return {"return": True} if resources else None
+
+    def _delete_tags(self, form: Form) -> object:
+        resources = _ours(form)
+        for tags in [self._ebs.tags_of(resource_id) for resource_id in resources]:
+            if not form.has("Tag."):
+                tags.clear()
+            for tag in form.items("Tag"):
+                # Given a value, only a tag that has it is deleted.
+                if tag.text("Value") in (None, tags.get(tag.required("Key"))):
+                    tags.pop(tag.required("Key"), None)
+        return {"return": True} if resources else None
+
+    # --- describing ------------------------------------------------------------------------------------------
+
+    def _described(
+        self,
+        form: Form,
+        parameter: str,
+        among: Mapping[str, _Resource],
+        known: Callable[[str], _Resource],
+        field: Callable[[_Resource, str], Sequence[str] | None],
+        element: str,
+        shown: Callable[[_Resource], object],
+    ) -> object:
+        wanted, most = form.words(parameter), form.number("MaxResults")
+        if wanted and most:
+            raise Refusal(
+                "InvalidParameterCombination", f"The parameter {parameter} cannot be used with the parameter MaxResults"
+            )
+        if wanted:
+            found = [resource for resource in map(known, wanted) if resource.id in among]
+        else:
+            lag = self._ebs.faults.search_lag
+            found = [resource for resource in among.values() if time.monotonic() - resource.born >= lag]
+        for criterion in form.items("Filter"):
+            found = [resource for resource in found if _passes(criterion, resource, field)]
+        page, token = self._page(found, most, form.text("NextToken"))
+        return {element: [shown(resource) for resource in page], "nextToken": token}
+
+    def _page(self, found: list[_Resource], most: int | None, token: str | None) -> tuple[list[_Resource], str | None]:
+        limits = [limit for limit in (most, self._ebs.faults.page_size) if limit]
+        size = min(limits, default=len(found))
+        start = int(base64.b64decode(token)) if token else 0
+        end = start + size
+        return found[start:end], base64.b64encode(str(end).encode()).decode() if end < len(found) else None
+
+
+def _ours(form: Form) -> list[str]:
+    resources = form.words("ResourceId")
+    ours = [resource_id for resource_id in resources if resource_id.startswith(_PREFIXES)]
+    if ours and ours != resources:
+        raise Refusal("UnsupportedOperation", "The simulated cloud tags volumes and snapshots in calls of their own.")
+    return ours
+
+
+def _passes(criterion: Form, resource: _Resource, field: Callable[[_Resource, str], Sequence[str] | None]) -> bool:
+    name = criterion.required("Name")
+    if name.startswith("tag:"):
+        value = resource.tags.get(name.removeprefix("tag:"))
+        values: Sequence[str] | None = [] if value is None else [value]
+    elif name == "tag-key":
+        values = list(resource.tags)
+    else:
+        values = field(resource, name)
+    if values is None:
+        raise Refusal("InvalidParameterValue", f"The filter '{name}' is invalid")
+    return any(_matches(value, pattern) for pattern in criterion.words("Value") for value in values)
+
+
+def _matches(value: str, pattern: str) -> bool:
+    # Of fnmatch, EC2 knows * and ?, and a backslash that takes them literally.
+    return fnmatch.fnmatchcase(value, re.sub(r"\\(.)", r"[\1]", pattern.replace("[", "[[]")))
+
+
+def _volume_field(volume: Volume, name: str) -> list[str] | None:
+    attachment = volume.attachment
+    fields: dict[str, list[object]] = {
+        "volume-id": [volume.id],
+        "status": [volume.state],
+        "availability-zone": [volume.zone],
+        "snapshot-id": [volume.snapshot_id],
+        "size": [volume.size],
+        "volume-type": [volume.volume_type],
+        "encrypted": [_text(volume.encrypted)],
+        "attachment.instance-id": [attachment.instance_id] if attachment else [],
+        "attachment.device": [attachment.device] if attachment else [],
+        "attachment.status": [attachment.state] if attachment else [],
+        "attachment.delete-on-termination": [_text(attachment.delete_on_termination)] if attachment else [],
+    }
+    return [str(value) for value in fields[name]] if name in fields else None
+
+
+def _snapshot_field(snapshot: Snapshot, name: str) -> list[str] | None:
+    fields: dict[str, object] = {
+        "snapshot-id": snapshot.id,
+        "status": snapshot.state,
+        "volume-id": snapshot.volume_id,
+        "volume-size": snapshot.size,
+        "owner-id": snapshot.owner,
+        "description": snapshot.description,
+        "progress": f"{snapshot.progress}%",
+        "encrypted": _text(snapshot.encrypted),
+    }
+    return [str(fields[name])] if name in fields else None
+
+
+# --- the shapes of the API reference -------------------------------------------------------------------------
+
+
+def _volume(volume: Volume) -> object:
+    return {
+        "volumeId": volume.id,
+        "size": volume.size,
+        "snapshotId": volume.snapshot_id,
+        "availabilityZone": volume.zone,
+        "status": volume.state,
+        "createTime": volume.created,
+        "volumeType": volume.volume_type,
+        "iops": volume.iops,
+        "throughput": volume.throughput,
+        "encrypted": volume.encrypted,
+        "kmsKeyId": volume.kms_key_id,
+        "multiAttachEnabled": False,
+        "volumeInitializationRate": volume.initialization_rate,
+        "attachmentSet": [_attachment(volume.id, volume.attachment)] if volume.attachment else [],
+        "tagSet": _tags(volume.tags),
+    }
+
+
+def _attachment(volume_id: str, attachment: Attachment) -> object:
+    return {
+        "volumeId": volume_id,
+        "instanceId": attachment.instance_id,
+        "device": attachment.device,
+        "status": attachment.state,
+        "attachTime": attachment.since,
+        "deleteOnTermination": attachment.delete_on_termination,
+    }
+
+
+def _snapshot(snapshot: Snapshot) -> object:
+    return {
+        "snapshotId": snapshot.id,
+        "volumeId": snapshot.volume_id,
+        "status": snapshot.state,
+        "statusMessage": "Client.InternalError" if snapshot.state == "error" else None,
+        "startTime": snapshot.started,
+        "progress": f"{snapshot.progress}%",
+        "ownerId": snapshot.owner,
+        "volumeSize": snapshot.size,
+        "description": snapshot.description,
+        "encrypted": snapshot.encrypted,
+        "storageTier": "standard",
+        "tagSet": _tags(snapshot.tags),
+    }
+
+
+def _modification(change: Modification) -> object:
+    return {
+        "volumeId": change.volume_id,
+        "modificationState": change.state,
+        "originalSize": change.original_size,
+        "targetSize": change.target_size,
+        "progress": 100 if change.state == "completed" else 0,
+        "startTime": change.started,
+    }
+
+
+def _tags(tags: Mapping[str, str]) -> object:
+    return [{"key": key, "value": value} for key, value in tags.items()]
+
+
+# --- XML -----------------------------------------------------------------------------------------------------
+
+
+def _document(name: str, content: object) -> bytes:
+    return f'<{name} xmlns="{_NAMESPACE}"><requestId>sandbox</requestId>{_xml(content)}</{name}>'.encode()
+
+
+def _error(refusal: Refusal) -> bytes:
+    error = {"Code": refusal.code, "Message": refusal.message}
+    return f"<Response><Errors><Error>{_xml(error)}</Error></Errors><RequestID>sandbox</RequestID></Response>".encode()
+
+
+def _xml(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "".join(f"<{name}>{_xml(below)}</{name}>" for name, below in value.items() if below is not None)
+    if isinstance(value, list):
+        return "".join(f"<item>{_xml(below)}</item>" for below in value)
+    return escape(_text(value))
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, datetime):
+        return value.strftime("%Y-%m-%dT%H:%M:%S.") + f"{value.microsecond // 1000:03}Z"
+    return str(value)
