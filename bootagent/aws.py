@@ -17,6 +17,7 @@ from bootagent.errors import AwsError
 if TYPE_CHECKING:
     from mypy_boto3_ec2 import EC2Client
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_ssm import SSMClient
 
 CONNECT_SECONDS = 3.0
 READ_SECONDS = 20.0
@@ -34,6 +35,17 @@ def s3(region: str | None) -> S3Client:
 def ec2(region: str | None) -> EC2Client:
     """An EC2 client for ``region``, made once a process and safe to share between threads."""
     return _client("ec2", region)  # type: ignore[no-any-return]
+
+
+def ssm(region: str | None) -> SSMClient:
+    """A Systems Manager client for ``region``, made once a process and safe to share between threads."""
+    return _client("ssm", region)  # type: ignore[no-any-return]
+
+
+def parameter(name: str, region: str | None) -> str:
+    """The value of a parameter of Parameter Store, decrypted. Raises AwsError; none of its sentences has the value."""
+    with call(f"read parameter {name}", "ssm:GetParameter"):
+        return ssm(region).get_parameter(Name=name, WithDecryption=True)["Parameter"]["Value"]
 
 
 @functools.cache
