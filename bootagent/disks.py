@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bootagent.errors import BootagentError, CommandError, MachineError
+from bootagent.errors import BootagentError, CommandError, MachineError, plain
 from bootagent.machine import Machine, Note
 
 SECTOR_BYTES = 512
@@ -299,8 +299,10 @@ def grow(machine: Machine, device: Path, mountpoint: str, filesystem: str, withi
     try:
         machine.run(argv, timeout=within)
     except CommandError as error:
-        last = (error.tail.strip().splitlines() or [error.sentence])[-1]
-        raise MachineError(f"cannot grow the filesystem at {mountpoint}: {last}", remedy=error.remedy) from error
+        lines = plain(error.tail).strip().splitlines() or [error.sentence]
+        complaints = [line for line in lines if line.startswith(f"{argv[0]}: ")] or lines
+        sentence = f"cannot grow the filesystem at {mountpoint}: {complaints[-1]}"
+        raise MachineError(sentence, remedy=error.remedy) from error
 
 
 # --- inside --------------------------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ from pathlib import Path
 from bootagent.errors import BootagentError, CommandError, MachineError, plain
 from bootagent.machine import Machine, sync_directory
 
-TABLE = Path("/proc/self/mountinfo")
+#: Of the namespace this thread is in.
+TABLE = Path("/proc/thread-self/mountinfo")
 #: How long umount(8) may take.
 UNMOUNT_SECONDS = 60.0
 #: How often a busy mountpoint is tried again.
