@@ -113,7 +113,7 @@ class Calls:
             "Size": kind.size_gib,
             "Iops": kind.iops,
             "Throughput": kind.throughput,
-            "Encrypted": kind.encrypted,
+            "Encrypted": True if kind.kms_key else kind.encrypted,  # or the key is refused
             "KmsKeyId": kind.kms_key,
             "VolumeInitializationRate": kind.initialization_rate if snapshot else None,
         }

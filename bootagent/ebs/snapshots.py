@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -9,10 +10,14 @@ from typing import TYPE_CHECKING
 
 from bootagent import aws
 from bootagent.ebs.owner import Tags, bears, shown
-from bootagent.errors import BootagentError
+from bootagent.ebs.patience import Patience
+from bootagent.errors import AwsError, BootagentError
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2.type_defs import FilterTypeDef, SnapshotTypeDef
+
+ABSENT = "InvalidSnapshot.NotFound"
+IN_USE = "InvalidSnapshot.InUse"
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,60 @@ def with_tag_key(region: str | None, key: str) -> list[Snapshot]:
     return _ordered(_described(region, [{"Name": "tag-key", "Values": [key]}], "self"))
 
 
+def create(region: str | None, volume_id: str, description: str, tags: Tags) -> str:
+    """Take a snapshot of what the volume holds now; its id. It is complete later. Raises AwsError."""
+    try:
+        with aws.call(f"take a snapshot of {volume_id}", "ec2:CreateSnapshot"):
+            return aws.ec2(region).create_snapshot(
+                VolumeId=volume_id,
+                Description=description,
+                TagSpecifications=[
+                    {"ResourceType": "snapshot", "Tags": [{"Key": key, "Value": value} for key, value in tags]}
+                ],
+            )["SnapshotId"]
+    except AwsError as error:
+        if error.remedy:  # it was denied, and tagging at creation is a permission of its own
+            error.remedy = "allow ec2:CreateSnapshot and ec2:CreateTags"
+        raise
+
+
+def look(patience: Patience, region: str | None, snapshot_id: str) -> Snapshot | None:
+    """A snapshot; None when EC2 knows none of that id, or not yet. Raises AwsError."""
+    try:
+        found = patience.call(
+            f"look at {snapshot_id}",
+            "ec2:DescribeSnapshots",
+            lambda: aws.ec2(region).describe_snapshots(SnapshotIds=[snapshot_id])["Snapshots"],
+        )
+    except AwsError as error:
+        if error.code == ABSENT:
+            return None
+        raise
+    return _described_as(found[0]) if found else None
+
+
+def delete(patience: Patience, region: str | None, snapshot_id: str) -> bool:
+    """Delete a snapshot, or see that it is gone; False when others use it, such as an image. Raises AwsError."""
+    try:
+        patience.call(
+            f"delete {snapshot_id}",
+            "ec2:DeleteSnapshot",
+            lambda: aws.ec2(region).delete_snapshot(SnapshotId=snapshot_id),
+        )
+    except AwsError as error:
+        if error.code == IN_USE:
+            return False
+        if error.code != ABSENT:
+            raise
+    return True
+
+
+def series(tags: Tags) -> str:
+    """What the snapshots with these tags have in common, as a tag's value, which has 256 characters at most."""
+    text = shown(tuple(sorted(tags)))
+    return text if len(text) <= 256 else f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
 def surplus(series: list[Snapshot], keep: int) -> list[Snapshot]:
     """Which of a series are to go, so that the newest ``keep`` completed ones stay; failed ones are of no use.
 
@@ -83,11 +142,10 @@ def _ordered(found: list[Snapshot]) -> list[Snapshot]:
 def _described(region: str | None, filters: list[FilterTypeDef], owner: str) -> list[Snapshot]:
     with aws.call("look for snapshots", "ec2:DescribeSnapshots"):
         pages = aws.ec2(region).get_paginator("describe_snapshots").paginate(OwnerIds=[owner], Filters=filters)
-        return [described(found) for page in pages for found in page["Snapshots"]]
+        return [_described_as(found) for page in pages for found in page["Snapshots"]]
 
 
-def described(found: SnapshotTypeDef) -> Snapshot:
-    """What EC2 answered as a value."""
+def _described_as(found: SnapshotTypeDef) -> Snapshot:
     return Snapshot(
         id=found["SnapshotId"],
         size_gib=found["VolumeSize"],

@@ -276,7 +276,7 @@ def _let_go(calls: Calls, volume_id: str, record: Record) -> None:
         return
     doomed = volume.tags.get(INSTANCE) == record.instance_id and SNAPSHOT in volume.tags and LASTING not in volume.tags
     here = volume.here(record.instance_id)
-    if doomed and record.attached and here and not here.delete_on_termination:
+    if doomed and record.attached and here and here.state == "attached" and not here.delete_on_termination:
         # Somebody took back what we had set: it is to stay. Once it is detached nothing else would tell.
         calls.tag(volume_id, ((LASTING, "yes"),))
         doomed = False
