@@ -12,6 +12,7 @@ import pytest
 from bootagent.sandbox.cloud import Cloud
 from tests.boot import image, report
 from tests.boot.image import Image
+from tests.boot.nfs_server import Export, NfsServer
 from tests.boot.scene import Scene
 from tests.boot.wire import Wire
 
@@ -48,6 +49,15 @@ def runit_image(deb: Path) -> Image:
 @pytest.fixture
 def wire(cloud: Cloud) -> Iterator[Wire]:
     with Wire(int(cloud.api.endpoint.rpartition(":")[2])) as running:
+        yield running
+
+
+@pytest.fixture
+def nfs(tmp_path: Path) -> Iterator[NfsServer]:
+    """A server of ``tmp_path/apps`` as /apps, read-only."""
+    directory = tmp_path / "apps"
+    directory.mkdir()
+    with NfsServer(tmp_path / "nfs", [Export("/apps", directory)]) as running:
         yield running
 
 

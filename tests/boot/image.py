@@ -29,6 +29,8 @@ SUITE = "bookworm"
 TOOLS = {
     "mmdebstrap": "mmdebstrap",
     "mkfs.ext4": "e2fsprogs",
+    "mkfs.xfs": "xfsprogs",
+    "ganesha.nfsd": "nfs-ganesha nfs-ganesha-vfs",
     "qemu-img": "qemu-utils",
     "qemu-system-x86_64": "qemu-system-x86",
     "setpriv": "util-linux",
@@ -38,8 +40,9 @@ TOOLS = {
 Init = Literal["systemd", "runit"]
 _COMMON = ["udev", "kmod", "mount", "procps", "iproute2", "linux-image-cloud-amd64", "tiny-initramfs"]
 _COMMON += ["python3", "ca-certificates", "zstd", "runit"]
+_STORAGE = ["nfs-common", "xfsprogs", "git"]
 PACKAGES: dict[Init, list[str]] = {
-    "systemd": [*_COMMON, "systemd", "systemd-sysv", "runit-run", "cloud-init"],
+    "systemd": [*_COMMON, "systemd", "systemd-sysv", "runit-run", "cloud-init", *_STORAGE],
     "runit": [*_COMMON, "runit-init"],
 }
 #: Nobody reads them in a machine that lives for a minute.
@@ -54,6 +57,9 @@ _MASKED += ["sys-kernel-tracing.mount", "sys-kernel-config.mount", "sys-fs-fuse-
 _MASKED += ["systemd-sysusers.service", "systemd-update-utmp-runlevel.service", "systemd-random-seed.service"]
 _MASKED += ["systemd-network-generator.service", "systemd-sysctl.service", "kmod-static-nodes.service"]
 _MASKED += [f"modprobe@{module}.service" for module in ("configfs", "dm_mod", "efi_pstore", "fuse", "loop", "drm")]
+# NFS 4 needs none of what mounts by older versions wait for.
+_MASKED += ["rpcbind.service", "rpcbind.socket", "nfs-client.target", "rpc-statd-notify.service"]
+_MASKED += ["var-lib-nfs-rpc_pipefs.mount", "auth-rpcgss-module.service"]
 _SIZE = "3G"
 _UNUSED_SECONDS = 7 * 24 * 3600
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from tests.boot.guest.hand import HERE
 from tests.boot.image import Image
+from tests.boot.slots import Slots
 
 #: Everything here runs several times slower when other tests share the processors.
 PATIENCE = 300.0
@@ -75,6 +76,8 @@ class Vm:
         self._process: subprocess.Popen[bytes] | None = None
         self._hand: _Hand | None = None
         self.boots = 0
+        #: Where further disks go in and out; what is in them stays over reboots and power cuts.
+        self.slots = Slots(self.place / f"{self.name}.qmp", self.is_on)
 
     # --- power -------------------------------------------------------------------------------------------------
 
@@ -92,10 +95,9 @@ class Vm:
         assert self._process is None, "it is on"
         self.boots += 1
         self.console.unlink(missing_ok=True)
-        with (self.place / f"{self.name}.qemu").open("wb") as log:
-            self._process = subprocess.Popen(
-                self._argv(kernel_words), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
-            )
+        with (self.place / f"{self.name}.qemu").open("wb") as log, self.slots.switched() as slots:
+            argv = [*self._argv(kernel_words), *slots]
+            self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
 
     def plug(self) -> None:
         """Pull the plug: what the guest has not handed to its disk is lost, and so is all of its memory."""
