@@ -45,7 +45,7 @@ class Disks(AbstractContextManager["Disks"]):
         self.add_machine(cloud, host)
 
     def __enter__(self) -> Disks:
-        self._ebs.agenda.start()
+        self._ebs.changes.agenda.start()
         self._cloud.api.override("ec2", EbsApi(self._ebs))
         return self
 
@@ -53,12 +53,12 @@ class Disks(AbstractContextManager["Disks"]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._cloud.api.override("ec2", None)
-        self._ebs.agenda.close()
+        self._ebs.changes.agenda.close()
         for instance in self._ebs.instances.values():
             if isinstance(instance.host, LoopHost):
                 instance.host.close()
-        if self._ebs.agenda.problems and error is None:
-            raise self._ebs.agenda.problems[0]
+        if self._ebs.changes.agenda.problems and error is None:
+            raise self._ebs.changes.agenda.problems[0]
 
     # --- setting it up ---------------------------------------------------------------------------------------
 
@@ -117,13 +117,13 @@ class Disks(AbstractContextManager["Disks"]):
             file.truncate(size * GIB)
         snapshot.owner = owner
         snapshot.started = started or snapshot.started
-        self._ebs.finish_snapshot(snapshot, "completed")
+        self._ebs.changes.finish_snapshot(snapshot, "completed")
         self._ebs.add_snapshot(snapshot)
         return snapshot.id
 
     def complete(self, snapshot_id: str, *, state: str = "completed") -> None:
         """Let a snapshot that is held pending be completed, or turn ``error``."""
-        self._ebs.finish_snapshot(self._ebs.snapshots[snapshot_id], state)
+        self._ebs.changes.finish_snapshot(self._ebs.snapshots[snapshot_id], state)
 
     def hold(self, snapshot_id: str, user: str = "ami-0123456789abcdef0") -> None:
         """Let a snapshot be in use by an image: it cannot be deleted."""

@@ -5,142 +5,61 @@ Codes and messages of refusals are those of the EC2 API ("Error codes for the Am
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import os
-import re
 import secrets
 import subprocess
-import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from bootagent.sandbox.ebs_model import (
-    GIB,
-    Attachment,
-    Faults,
-    Modification,
-    Refusal,
-    Snapshot,
-    Timing,
-    Volume,
-    VolumeRequest,
-)
-from bootagent.sandbox.loop_host import Host, StillInUse
+from bootagent.sandbox import ebs_rules as rules
+from bootagent.sandbox.ebs_changes import Changes, Instance
+from bootagent.sandbox.ebs_model import GIB, Attachment, Modification, Refusal, Snapshot, Volume, VolumeRequest
+from bootagent.sandbox.loop_host import Host
 
 #: Concurrent snapshots of one volume ("Amazon EBS quotas").
 PENDING_SNAPSHOTS = 5
-ATTACHMENTS = 27
-ROOT_DEVICE = "/dev/xvda"
 
-_BUSY_POLL_SECONDS = 0.1
+_ROOT_DEVICE, _ROOT_SIZE = "/dev/xvda", 8
 _COPY_SECONDS = 120.0
-_DEVICE = re.compile(r"/dev/(sd[a-z]|xvd[a-z]|xvd[b-d][a-z])[0-9]{0,2}")
-_GP3_IOPS, _GP3_THROUGHPUT = 3000, 125
-_RATES = range(100, 301)  # MiB/s, CreateVolume's VolumeInitializationRate
-_WITH_IOPS = ("gp3", "io1", "io2")
-_TYPES = (*_WITH_IOPS, "gp2", "st1", "sc1", "standard")
 
 _Known = TypeVar("_Known", Volume, Snapshot)
-
-
-@dataclass
-class Instance:
-    """A machine that volumes can be attached to."""
-
-    id: str
-    zone: str
-    host: Host
-    running: bool = True
-
-
-class Agenda:
-    """Does things at their time, one after another, in a thread of its own; remembers what went wrong with them."""
-
-    def __init__(self) -> None:
-        self.problems: list[Exception] = []
-        self._changed = threading.Condition()
-        self._due: list[tuple[float, int, Callable[[], None]]] = []
-        self._counter = itertools.count()
-        self._closed = False
-        self._thread = threading.Thread(target=self._work, name="ebs", daemon=True)
-
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
-
-    def after(self, seconds: float, action: Callable[[], None]) -> None:
-        """Do something so many seconds from now."""
-        with self._changed:
-            heapq.heappush(self._due, (time.monotonic() + seconds, next(self._counter), action))
-            self._changed.notify()
-
-    def close(self) -> None:
-        """Do nothing more; what is being done is finished first."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
-        self._thread.join()
-
-    def _next(self) -> Callable[[], None] | None:
-        with self._changed:
-            while not self._closed:
-                wait = self._due[0][0] - time.monotonic() if self._due else None
-                if wait is not None and wait <= 0:
-                    return heapq.heappop(self._due)[2]
-                self._changed.wait(wait)
-            return None
-
-    def _work(self) -> None:
-        while action := self._next():
-            try:
-                action()
-            except Exception as error:
-                self.problems.append(error)
 
 
 class Ebs:
     """Volumes and snapshots of one region, with their contents in ``directory``, shared by its instances."""
 
     def __init__(self, directory: Path, zones: tuple[str, ...]) -> None:
-        self.timing = Timing()
-        self.faults = Faults()
-        self.lock = threading.RLock()
-        self.agenda = Agenda()
-        self.volumes: dict[str, Volume] = {}
+        self.changes = Changes()
+        self.timing, self.faults, self.lock = self.changes.timing, self.changes.faults, self.changes.lock
+        self.volumes, self.instances = self.changes.volumes, self.changes.instances
         self.snapshots: dict[str, Snapshot] = {}
-        self.instances: dict[str, Instance] = {}
         self.modifications: dict[str, Modification] = {}
         #: The volumes that somebody detached with Force.
         self.forced: list[str] = []
         self._directory = directory
         self._zones = zones
         self._tokens: dict[str, tuple[VolumeRequest, str]] = {}
-        self._held_back: list[tuple[Volume, Attachment]] = []
 
     # --- instances -------------------------------------------------------------------------------------------
 
     def add_instance(self, instance_id: str, zone: str, host: Host) -> None:
-        """A machine that volumes can be attached to, with a root volume that has no content here."""
+        """A machine that volumes can be attached to, with a root volume whose content is not what the machine has."""
         with self.lock:
             self.instances[instance_id] = Instance(instance_id, zone, host)
-            root = Volume(_fresh_id("vol"), self._directory / "none", 8, zone, is_root=True, state="in-use")
-            root.attachment = Attachment(instance_id, ROOT_DEVICE, "attached", delete_on_termination=True)
-            self.volumes[root.id] = root
+            root = self._new_volume(VolumeRequest(zone, _ROOT_SIZE), _ROOT_SIZE, None)
+            root.is_root, root.state = True, "in-use"
+            root.attachment = Attachment(instance_id, _ROOT_DEVICE, "attached", delete_on_termination=True)
 
     def terminate(self, instance_id: str) -> None:
         """End an instance: its volumes are detached, and deleted where DeleteOnTermination says so."""
         with self.lock:
             self.instances[instance_id].running = False
             for volume in self.of_instance(instance_id):
-                if volume.is_root:
-                    del self.volumes[volume.id]
-                elif attachment := volume.attachment:
-                    attachment.state = "detaching"
-                    self._later(0.0, self._leave, volume, attachment)
+                if volume.attachment:
+                    volume.attachment.state = "detaching"
+                    self.changes.end(volume, volume.attachment)
 
     def of_instance(self, instance_id: str) -> list[Volume]:
         """The volumes attached to an instance, or on their way to or from it."""
@@ -156,26 +75,24 @@ class Ebs:
 
     def create_volume(self, request: VolumeRequest, token: str | None) -> Volume:
         """CreateVolume: a new volume, or the one made with the same token before."""
-        if token and (earlier := self._made_with(token, request)):
-            return earlier
-        snapshot = self._source(request)
-        _check_kind(request)
-        size = request.size or (snapshot.size if snapshot else 0)
+        if token:
+            asked, earlier = self._tokens.get(token, (None, ""))
+            made = self.volumes.get(earlier)
+            rules.check_token(token, request, asked, made)
+            if made:
+                return made
+        snapshot = self.snapshot(request.snapshot_id) if request.snapshot_id else None
+        rules.check_kind(request)
+        size = rules.check_size(request, snapshot)
         if request.zone not in self._zones:
             raise Refusal("InvalidZone.NotFound", f"The zone '{request.zone}' does not exist.")
-        if snapshot and size < snapshot.size:
-            raise Refusal(
-                "InvalidParameterValue",
-                f"Volume of size {size}GB is smaller than snapshot '{snapshot.id}', expect size >= {snapshot.size}GB",
-            )
         limit = self.faults.volume_limit
         if limit is not None and len([volume for volume in self.volumes.values() if not volume.is_root]) >= limit:
             raise Refusal("VolumeLimitExceeded", "You have exceeded your maximum volume limit for this region.")
         volume = self._new_volume(request, size, snapshot)
         if token:
             self._tokens[token] = (request, volume.id)
-        fate = "error" if self.faults.take("failing_volumes") else "available"
-        self._later(self.timing.create, self._created, volume, fate)
+        self.changes.create(volume)
         return volume
 
     def delete_volume(self, volume_id: str) -> None:
@@ -186,16 +103,17 @@ class Ebs:
         if volume.state == "deleting":
             raise Refusal("IncorrectState", f"The volume '{volume_id}' is 'deleting'")
         volume.state = "deleting"
-        self._later(self.timing.delete, self._deleted, volume)
+        self.changes.delete(volume)
 
     def attach(self, volume_id: str, instance_id: str, device: str) -> Attachment:
         """AttachVolume."""
         volume = self.volume(volume_id)
-        self._check_attach(volume, self.instance(instance_id), device)
+        there = self.of_instance(instance_id)
+        taken = {other.attachment.device for other in there if other.attachment} | self.faults.occupied_devices
+        rules.check_attach(volume, self.instance(instance_id), device, taken, len(there))
         volume.attachment = attachment = Attachment(instance_id, device)
         volume.state = "in-use"
-        if not self.faults.take("stuck_attachments"):
-            self._later(self.timing.attach, self._attached, volume, attachment)
+        self.changes.attach(volume, attachment)
         return attachment
 
     def detach(self, volume_id: str, instance_id: str | None, device: str | None, force: bool) -> Attachment:
@@ -217,10 +135,7 @@ class Ebs:
             self.forced.append(volume_id)
         if attachment.state in ("attaching", "attached"):
             attachment.state = "detaching"
-            # It stays that long once it is off, whatever DeleteOnTermination said.
-            attachment.delete_on_termination = False
-            if not self.faults.take("stuck_detachments"):
-                self._later(self.timing.detach, self._leave, volume, attachment)
+            self.changes.detach(volume, attachment)
         return attachment
 
     def modify_volume(self, volume_id: str, size: int | None) -> Modification:
@@ -233,7 +148,7 @@ class Ebs:
         if target < volume.size:
             raise Refusal("InvalidParameterValue", "New size cannot be smaller than existing size")
         self.modifications[volume_id] = change = Modification(volume_id, volume.size, target)
-        self._later(self.timing.modify, self._modified, volume, change)
+        self.changes.modify(volume, change)
         return change
 
     def set_delete_on_termination(self, instance_id: str, device: str, delete: bool) -> None:
@@ -277,21 +192,13 @@ class Ebs:
         snapshot.encrypted = volume.encrypted
         _copy(volume.file, snapshot.file)
         self._add(self.snapshots, snapshot)
-        if not self.faults.take("pending_snapshots"):
-            fate = "error" if self.faults.take("failing_snapshots") else "completed"
-            self._later(self.timing.snapshot, self.finish_snapshot, snapshot, fate)
+        self.changes.take_snapshot(snapshot)
         return snapshot
 
     def new_snapshot(self, volume_id: str, size: int, description: str, tags: Mapping[str, str]) -> Snapshot:
         """A snapshot that nobody sees yet, without content."""
         fresh = _fresh_id("snap")
         return Snapshot(fresh, self._directory / fresh, volume_id, size, description, tags=dict(tags))
-
-    def finish_snapshot(self, snapshot: Snapshot, state: str) -> None:
-        """Let a snapshot be completed, or turn ``error``."""
-        with self.lock:
-            snapshot.state = state
-            snapshot.progress = 100 if state == "completed" else snapshot.progress
 
     def delete_snapshot(self, snapshot_id: str) -> None:
         """DeleteSnapshot."""
@@ -311,34 +218,6 @@ class Ebs:
 
     # --- making ----------------------------------------------------------------------------------------------
 
-    def _made_with(self, token: str, request: VolumeRequest) -> Volume | None:
-        if len(token) > 64:
-            raise Refusal("InvalidParameterValue", f"Value ({token}) for parameter clientToken is too long.")
-        if token not in self._tokens:
-            return None
-        asked, volume_id = self._tokens[token]
-        volume = self.volumes.get(volume_id)
-        if asked != request or volume is None or volume.state in ("error", "deleting"):
-            raise Refusal(
-                "IdempotentParameterMismatch",
-                f"The client token '{token}' has been used before, with other parameters or for a volume that is gone.",
-            )
-        return volume
-
-    def _source(self, request: VolumeRequest) -> Snapshot | None:
-        if not request.snapshot_id:
-            if not request.size:
-                raise Refusal("MissingParameter", "The request must contain the parameter size/snapshot")
-            if request.initialization_rate:
-                raise Refusal(
-                    "InvalidParameterCombination", "The parameter VolumeInitializationRate requires a SnapshotId."
-                )
-            return None
-        snapshot = self.snapshot(request.snapshot_id)
-        if snapshot.state != "completed":
-            raise Refusal("IncorrectState", f"Snapshot is in invalid state - {snapshot.state}")
-        return snapshot
-
     def _new_volume(self, request: VolumeRequest, size: int, snapshot: Snapshot | None) -> Volume:
         fresh = _fresh_id("vol")
         gp3 = request.volume_type == "gp3"
@@ -350,8 +229,8 @@ class Ebs:
             zone=request.zone,
             snapshot_id=snapshot.id if snapshot else "",
             volume_type=request.volume_type,
-            iops=request.iops or (_GP3_IOPS if gp3 else None),
-            throughput=request.throughput or (_GP3_THROUGHPUT if gp3 else None),
+            iops=request.iops or (rules.GP3_IOPS if gp3 else None),
+            throughput=request.throughput or (rules.GP3_THROUGHPUT if gp3 else None),
             encrypted=encrypted,
             kms_key_id=request.kms_key_id or ("alias/aws/ebs" if encrypted else None),
             initialization_rate=request.initialization_rate,
@@ -382,117 +261,6 @@ class Ebs:
             found.unseen -= 1
             raise Refusal(code, message)
         return found
-
-    def _check_attach(self, volume: Volume, instance: Instance, device: str) -> None:
-        if not instance.running:
-            raise Refusal("IncorrectState", f"Instance '{instance.id}' is not 'running'.")
-        if volume.zone != instance.zone:
-            raise Refusal(
-                "InvalidVolume.ZoneMismatch",
-                f"The volume '{volume.id}' is not in the same availability zone as instance '{instance.id}'",
-            )
-        if volume.attachment:
-            raise Refusal("VolumeInUse", f"{volume.id} is already attached to an instance")
-        if volume.state != "available":
-            raise Refusal("IncorrectState", f"{volume.id} is not 'available'.")
-        if not _DEVICE.fullmatch(device):
-            raise Refusal(
-                "InvalidParameterValue",
-                f"Value ({device}) for parameter device is invalid. {device} is not a valid EBS device name.",
-            )
-        there = self.of_instance(instance.id)
-        if device in {v.attachment.device for v in there if v.attachment} | self.faults.occupied_devices:
-            raise Refusal(
-                "InvalidParameterValue",
-                f"Invalid value '{device}' for unixDevice. Attachment point {device} is already in use",
-            )
-        if len(there) > ATTACHMENTS:
-            raise Refusal("AttachmentLimitExceeded", "Volume attachment limit exceeded for this instance.")
-
-    # --- what the clock does ---------------------------------------------------------------------------------
-
-    def _later(self, seconds: float, action: Callable[..., None], *given: object) -> None:
-        self.agenda.after(seconds, lambda: action(*given))
-
-    def _created(self, volume: Volume, state: str) -> None:
-        with self.lock:
-            if volume.state == "creating":
-                volume.state = state
-
-    def _deleted(self, volume: Volume) -> None:
-        with self.lock:
-            self.volumes.pop(volume.id, None)
-            volume.file.unlink(missing_ok=True)
-
-    def _attached(self, volume: Volume, attachment: Attachment) -> None:
-        with self.lock:
-            if volume.attachment is not attachment or attachment.state != "attaching":
-                return
-            attachment.state = "attached"
-            if self.faults.take("reversed_arrivals"):
-                self._held_back.append((volume, attachment))
-                return
-        # The API says so a moment before the kernel does.
-        self._later(self.faults.device_late, self._arrive, volume, attachment)
-
-    def _arrive(self, volume: Volume, attachment: Attachment) -> None:
-        if volume.attachment is not attachment or attachment.state != "attached":
-            return
-        self.instances[attachment.instance_id].host.plug(volume.id, volume.file, attachment.device)
-        attachment.plugged = True
-        with self.lock:
-            waiting, self._held_back = self._held_back, []
-        for other in waiting:
-            self._arrive(*other)
-
-    def _leave(self, volume: Volume, attachment: Attachment) -> None:
-        if volume.attachment is not attachment:
-            return
-        if attachment.plugged:
-            try:
-                self.instances[attachment.instance_id].host.unplug(volume.id)
-            except StillInUse:
-                attachment.state = "busy"
-                self._later(_BUSY_POLL_SECONDS, self._leave, volume, attachment)
-                return
-        with self.lock:
-            volume.attachment = None
-            volume.state = "available"
-            if attachment.delete_on_termination:
-                self._deleted(volume)
-
-    def _modified(self, volume: Volume, change: Modification) -> None:
-        os.truncate(volume.file, change.target_size * GIB)
-        with self.lock:
-            volume.size = change.target_size
-            change.state = "optimizing"
-            attachment = volume.attachment
-        if attachment and attachment.plugged:
-            self.instances[attachment.instance_id].host.resized(volume.id)
-        self._later(self.timing.modify, self._optimized, change)
-
-    def _optimized(self, change: Modification) -> None:
-        change.state = "completed"
-
-
-def _check_kind(request: VolumeRequest) -> None:
-    kind, rate = request.volume_type, request.initialization_rate
-    if kind not in _TYPES:
-        raise Refusal("UnknownVolumeType", f"Unsupported volume type '{kind}' for volume creation.")
-    if request.iops and kind not in _WITH_IOPS:
-        raise Refusal("InvalidParameterCombination", f"The parameter iops is not supported for {kind} volumes.")
-    if not request.iops and kind in ("io1", "io2"):
-        raise Refusal("MissingParameter", f"The parameter iops must be specified for {kind} volumes.")
-    if request.throughput and kind != "gp3":
-        raise Refusal("InvalidParameterCombination", f"The parameter throughput is not supported for {kind} volumes.")
-    if kind == "gp3" and request.iops and request.iops < _GP3_IOPS:
-        raise Refusal("InvalidParameterValue", f"Volume iops of {request.iops} is too low; minimum is {_GP3_IOPS}.")
-    if request.kms_key_id and not request.encrypted:
-        raise Refusal(
-            "InvalidParameterDependency", "The parameter KmsKeyId requires the parameter Encrypted to be set."
-        )
-    if rate and rate not in _RATES:
-        raise Refusal("InvalidParameterValue", f"The volume initialization rate {rate} is not between 100 and 300.")
 
 
 def _fresh_id(kind: str) -> str:

@@ -6,84 +6,19 @@ import base64
 import fnmatch
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
-from xml.sax.saxutils import escape
 
+from bootagent.sandbox import ebs_shapes as shapes
 from bootagent.sandbox.ebs import Ebs
-from bootagent.sandbox.ebs_model import (
-    ACCOUNT,
-    Attachment,
-    Modification,
-    Refusal,
-    Snapshot,
-    Volume,
-    VolumeRequest,
-)
+from bootagent.sandbox.ebs_model import ACCOUNT, Refusal, Snapshot, Volume, VolumeRequest
+from bootagent.sandbox.query_form import Form
 
 #: A status and a body.
 Answer = tuple[int, bytes]
 
-_NAMESPACE = "http://ec2.amazonaws.com/doc/2016-11-15/"
 _PREFIXES = ("vol-", "snap-")
 _Resource = TypeVar("_Resource", Volume, Snapshot)
-
-
-class Form:
-    """The parameters of one call: ``Filter.1.Value.2`` and the like."""
-
-    def __init__(self, fields: Mapping[str, str]) -> None:
-        self._fields = fields
-
-    def text(self, name: str) -> str | None:
-        """A parameter; None when it is not given."""
-        return self._fields.get(name) or None
-
-    def required(self, name: str) -> str:
-        """A parameter that must be given. Raises Refusal."""
-        found = self.text(name)
-        if found is None:
-            raise Refusal("MissingParameter", f"The request must contain the parameter {name}")
-        return found
-
-    def number(self, name: str) -> int | None:
-        """A whole number. Raises Refusal."""
-        found = self.text(name)
-        if found is not None and not re.fullmatch(r"-?[0-9]+", found):
-            raise Refusal("InvalidParameterValue", f"Invalid value '{found}' for {name}.")
-        return int(found) if found else None
-
-    def flag(self, name: str) -> bool:
-        """A truth value; false when it is not given."""
-        return (self.text(name) or "").lower() == "true"
-
-    def has(self, prefix: str) -> bool:
-        """Whether any parameter's name begins so."""
-        return any(name.startswith(prefix) for name in self._fields)
-
-    def words(self, name: str) -> list[str]:
-        """A list of plain values."""
-        return [form._fields[""] for form in self.items(name) if "" in form._fields]
-
-    def items(self, name: str) -> Iterator[Form]:
-        """A list of structures, each a form of its own."""
-        found: dict[int, dict[str, str]] = {}
-        for field, value in self._fields.items():
-            match = re.fullmatch(re.escape(name) + r"\.([0-9]+)(?:\.(.+))?", field)
-            if match:
-                found.setdefault(int(match[1]), {})[match[2] or ""] = value
-        for _, fields in sorted(found.items()):
-            yield Form(fields)
-
-    def tags(self, resource_type: str) -> dict[str, str]:
-        """The tags of TagSpecification for one kind of resource."""
-        return {
-            tag.required("Key"): tag.text("Value") or ""
-            for specification in self.items("TagSpecification")
-            if specification.text("ResourceType") == resource_type
-            for tag in specification.items("Tag")
-        }
 
 
 class EbsApi:
@@ -119,10 +54,10 @@ class EbsApi:
             with self._ebs.lock:
                 found = handler(Form(fields))
         except Refusal as refusal:
-            return refusal.status, _error(refusal)
+            return refusal.status, shapes.error(refusal)
         if found is None:
             return None
-        return 200, _document(f"{action}Response", found)
+        return 200, shapes.document(f"{action}Response", found)
 
     # --- volumes ---------------------------------------------------------------------------------------------
 
@@ -139,20 +74,22 @@ class EbsApi:
             initialization_rate=form.number("VolumeInitializationRate"),
             tags=form.tags("volume"),
         )
-        return _volume(self._ebs.create_volume(request, form.text("ClientToken")))
+        return shapes.volume(self._ebs.create_volume(request, form.text("ClientToken")))
 
     def _describe_volumes(self, form: Form) -> object:
         return self._described(
-            form, "VolumeId", self._ebs.volumes, self._ebs.volume, _volume_field, "volumeSet", _volume
+            form, "VolumeId", self._ebs.volumes, self._ebs.volume, _volume_field, "volumeSet", shapes.volume
         )
 
     def _attach(self, form: Form) -> object:
         volume_id = form.required("VolumeId")
-        return _attachment(volume_id, self._ebs.attach(volume_id, form.required("InstanceId"), form.required("Device")))
+        return shapes.attachment(
+            volume_id, self._ebs.attach(volume_id, form.required("InstanceId"), form.required("Device"))
+        )
 
     def _detach(self, form: Form) -> object:
         volume_id = form.required("VolumeId")
-        return _attachment(
+        return shapes.attachment(
             volume_id,
             self._ebs.detach(volume_id, form.text("InstanceId"), form.text("Device"), form.flag("Force")),
         )
@@ -163,12 +100,12 @@ class EbsApi:
 
     def _modify_volume(self, form: Form) -> object:
         change = self._ebs.modify_volume(form.required("VolumeId"), form.number("Size"))
-        return {"volumeModification": _modification(change)}
+        return {"volumeModification": shapes.modification(change)}
 
     def _describe_modifications(self, form: Form) -> object:
         wanted = form.words("VolumeId")
         changes = [change for change in self._ebs.modifications.values() if change.volume_id in wanted or not wanted]
-        return {"volumeModificationSet": [_modification(change) for change in changes]}
+        return {"volumeModificationSet": [shapes.modification(change) for change in changes]}
 
     # --- instances -------------------------------------------------------------------------------------------
 
@@ -210,7 +147,7 @@ class EbsApi:
     # --- snapshots -------------------------------------------------------------------------------------------
 
     def _create_snapshot(self, form: Form) -> object:
-        return _snapshot(
+        return shapes.snapshot(
             self._ebs.create_snapshot(form.required("VolumeId"), form.text("Description") or "", form.tags("snapshot"))
         )
 
@@ -218,7 +155,7 @@ class EbsApi:
         owners = {ACCOUNT if owner == "self" else owner for owner in form.words("Owner")}
         visible = {key: found for key, found in self._ebs.snapshots.items() if not owners or found.owner in owners}
         return self._described(
-            form, "SnapshotId", visible, self._ebs.snapshot, _snapshot_field, "snapshotSet", _snapshot
+            form, "SnapshotId", visible, self._ebs.snapshot, _snapshot_field, "snapshotSet", shapes.snapshot
         )
 
     def _delete_snapshot(self, form: Form) -> object:
@@ -315,11 +252,11 @@ def _volume_field(volume: Volume, name: str) -> list[str] | None:
         "snapshot-id": [volume.snapshot_id],
         "size": [volume.size],
         "volume-type": [volume.volume_type],
-        "encrypted": [_text(volume.encrypted)],
+        "encrypted": [shapes.text(volume.encrypted)],
         "attachment.instance-id": [attachment.instance_id] if attachment else [],
         "attachment.device": [attachment.device] if attachment else [],
         "attachment.status": [attachment.state] if attachment else [],
-        "attachment.delete-on-termination": [_text(attachment.delete_on_termination)] if attachment else [],
+        "attachment.delete-on-termination": [shapes.text(attachment.delete_on_termination)] if attachment else [],
     }
     return [str(value) for value in fields[name]] if name in fields else None
 
@@ -333,100 +270,6 @@ def _snapshot_field(snapshot: Snapshot, name: str) -> list[str] | None:
         "owner-id": snapshot.owner,
         "description": snapshot.description,
         "progress": f"{snapshot.progress}%",
-        "encrypted": _text(snapshot.encrypted),
+        "encrypted": shapes.text(snapshot.encrypted),
     }
     return [str(fields[name])] if name in fields else None
-
-
-# --- the shapes of the API reference -------------------------------------------------------------------------
-
-
-def _volume(volume: Volume) -> object:
-    return {
-        "volumeId": volume.id,
-        "size": volume.size,
-        "snapshotId": volume.snapshot_id,
-        "availabilityZone": volume.zone,
-        "status": volume.state,
-        "createTime": volume.created,
-        "volumeType": volume.volume_type,
-        "iops": volume.iops,
-        "throughput": volume.throughput,
-        "encrypted": volume.encrypted,
-        "kmsKeyId": volume.kms_key_id,
-        "multiAttachEnabled": False,
-        "volumeInitializationRate": volume.initialization_rate,
-        "attachmentSet": [_attachment(volume.id, volume.attachment)] if volume.attachment else [],
-        "tagSet": _tags(volume.tags),
-    }
-
-
-def _attachment(volume_id: str, attachment: Attachment) -> object:
-    return {
-        "volumeId": volume_id,
-        "instanceId": attachment.instance_id,
-        "device": attachment.device,
-        "status": attachment.state,
-        "attachTime": attachment.since,
-        "deleteOnTermination": attachment.delete_on_termination,
-    }
-
-
-def _snapshot(snapshot: Snapshot) -> object:
-    return {
-        "snapshotId": snapshot.id,
-        "volumeId": snapshot.volume_id,
-        "status": snapshot.state,
-        "statusMessage": "Client.InternalError" if snapshot.state == "error" else None,
-        "startTime": snapshot.started,
-        "progress": f"{snapshot.progress}%",
-        "ownerId": snapshot.owner,
-        "volumeSize": snapshot.size,
-        "description": snapshot.description,
-        "encrypted": snapshot.encrypted,
-        "storageTier": "standard",
-        "tagSet": _tags(snapshot.tags),
-    }
-
-
-def _modification(change: Modification) -> object:
-    return {
-        "volumeId": change.volume_id,
-        "modificationState": change.state,
-        "originalSize": change.original_size,
-        "targetSize": change.target_size,
-        "progress": 100 if change.state == "completed" else 0,
-        "startTime": change.started,
-    }
-
-
-def _tags(tags: Mapping[str, str]) -> object:
-    return [{"key": key, "value": value} for key, value in tags.items()]
-
-
-# --- XML -----------------------------------------------------------------------------------------------------
-
-
-def _document(name: str, content: object) -> bytes:
-    return f'<{name} xmlns="{_NAMESPACE}"><requestId>sandbox</requestId>{_xml(content)}</{name}>'.encode()
-
-
-def _error(refusal: Refusal) -> bytes:
-    error = {"Code": refusal.code, "Message": refusal.message}
-    return f"<Response><Errors><Error>{_xml(error)}</Error></Errors><RequestID>sandbox</RequestID></Response>".encode()
-
-
-def _xml(value: object) -> str:
-    if isinstance(value, Mapping):
-        return "".join(f"<{name}>{_xml(below)}</{name}>" for name, below in value.items() if below is not None)
-    if isinstance(value, list):
-        return "".join(f"<item>{_xml(below)}</item>" for below in value)
-    return escape(_text(value))
-
-
-def _text(value: object) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, datetime):
-        return value.strftime("%Y-%m-%dT%H:%M:%S.") + f"{value.microsecond // 1000:03}Z"
-    return str(value)

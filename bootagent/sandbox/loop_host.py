@@ -52,6 +52,8 @@ class Host(Protocol):
 class _Disk:
     name: str
     loop: Path
+    #: While it is open the loop device stays: it is freed when its last user is gone, even if we are killed.
+    held: int
 
 
 class LoopHost:
@@ -62,9 +64,9 @@ class LoopHost:
         self._disks: dict[str, _Disk] = {}
 
     def node(self, volume_id: str) -> Path | None:
-        """The device node of a volume that is plugged in."""
+        """The device node of a volume that is plugged in; None before it can be found by its serial number."""
         disk = self._disks.get(volume_id)
-        return self.root / "dev" / disk.name if disk else None
+        return self.root / "dev" / disk.name if disk and (self._entry(disk) / "device/serial").exists() else None
 
     # --- the protocol ----------------------------------------------------------------------------------------
 
@@ -74,7 +76,9 @@ class LoopHost:
         # nvme0 is the root disk's.
         name = next(name for name in (f"nvme{number}n1" for number in range(1, 1000)) if name not in taken)
         loop = Path(_ran("losetup", "--find", "--show", str(file)).strip())
-        self._disks[volume_id] = _Disk(name, loop)
+        held = os.open(loop, os.O_RDONLY | os.O_CLOEXEC)
+        _ran("losetup", "--detach", str(loop))  # which waits for the last user
+        self._disks[volume_id] = _Disk(name, loop, held)
         self._show(volume_id, self._disks[volume_id])
 
     def unplug(self, volume_id: str) -> None:
@@ -132,7 +136,7 @@ class LoopHost:
         self._link(volume_id).unlink(missing_ok=True)
         shutil.rmtree(self._entry(disk), ignore_errors=True)
         (self.root / "dev" / disk.name).unlink(missing_ok=True)
-        _ran("losetup", "--detach", str(disk.loop))
+        os.close(disk.held)
 
 
 def serial(volume_id: str) -> str:
