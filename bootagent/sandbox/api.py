@@ -38,6 +38,10 @@ class Call:
     path: str
 
 
+#: Told of a call before it is done (False), and when it is done but not answered (True).
+Listener = Callable[[Call, bool], None]
+
+
 @dataclass
 class _Failure:
     service: str
@@ -58,6 +62,7 @@ class AwsApi:
         self._calls: list[Call] = []
         self._failures: list[_Failure] = []
         self._overrides: dict[str, Override] = {}
+        self._listener: Listener | None = None
         self._clients: dict[tuple[str, str], Any] = {}
         self._server: Any = None
 
@@ -107,6 +112,7 @@ class AwsApi:
         with self._lock:
             self._calls.clear()
             self._failures.clear()
+            self._listener = None
 
     @property
     def calls(self) -> list[Call]:
@@ -123,6 +129,11 @@ class AwsApi:
         """Answer the next ``times`` calls of, say, ``("s3", "GetObject")`` with an error such as ``SlowDown``."""
         with self._lock:
             self._failures.append(_Failure(service, action, f"{status} Simulated", code, times))
+
+    def listen(self, listener: Listener | None) -> None:
+        """Have somebody told of every call but the sandbox's own: to stop who makes it, right before or after."""
+        with self._lock:
+            self._listener = listener
 
     def override(self, service: str, override: Override | None) -> None:
         """Let something else answer calls of a service of the query protocol, such as ``"ec2"``; None: no longer."""
@@ -167,20 +178,28 @@ class AwsApi:
     # --- watching --------------------------------------------------------------------------------------------
 
     def _watched(self, application: Any) -> Callable[[dict[str, Any], Any], Iterable[bytes]]:
+        def answer(call: Call, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+            override = self._overrides.get(call.service)
+            if override and (found := override(_fields(environ))):
+                return _reply(*found, start_response)
+            return cast("Iterable[bytes]", application(environ, start_response))
+
         def watch(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
             key, call = _identify(environ)
-            if key != _OPERATOR:
-                with self._lock:
-                    self._calls.append(call)
-                    failure = next((failure for failure in self._failures if failure.takes(call)), None)
-                    if failure:
-                        failure.left -= 1
+            if key == _OPERATOR:
+                return answer(call, environ, start_response)
+            with self._lock:
+                self._calls.append(call)
+                failure = next((failure for failure in self._failures if failure.takes(call)), None)
                 if failure:
-                    return _refuse(failure, environ, start_response)
-            override = self._overrides.get(call.service)
-            if override and (answer := override(_fields(environ))):
-                return _reply(*answer, start_response)
-            return cast("Iterable[bytes]", application(environ, start_response))
+                    failure.left -= 1
+                listener = self._listener or (lambda call, done: None)
+            listener(call, False)
+            if failure:
+                return _refuse(failure, environ, start_response)
+            answered = answer(call, environ, start_response)
+            listener(call, True)
+            return answered
 
         return watch
 
