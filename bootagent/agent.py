@@ -31,10 +31,19 @@ from bootagent.instance import Instance, Tags
 from bootagent.journal import Hearer, Journal, boot_id, timestamp, uptime
 from bootagent.lock import Lock
 from bootagent.machine import Machine, Note
-from bootagent.plan import PHASES, Lane, Phase, Plan
+from bootagent.plan import DEPLOYING, Lane, Phase, Plan
 from bootagent.state import LastRun, Pending, ReleaseRecord, State
 from bootagent.steps.base import Step
-from bootagent.survey import load_document, look, make_plan, read_instance, services_to_stop, side_by_side
+from bootagent.survey import (
+    attachments,
+    load_document,
+    look,
+    make_plan,
+    moment_of,
+    read_instance,
+    services_to_stop,
+    side_by_side,
+)
 
 #: How long a rerun waits for credentials and a route; a boot waits as long as for its tags.
 EARLY_SECONDS = 5.0
@@ -202,10 +211,23 @@ class _Run:
             self._state = replace(self._state, tags={key: value for key, value in tags.items() if value})
         if request.rollback_to is not None:
             return self._rollback_plan(self.config, request.rollback_to)
+        absent = self._attach(self.config, instance)
         with journal.span("read", "ask the sources what is new"):
             patience = resolve.metadata_within(self._document) if request.command == "run" else EARLY_SECONDS
-            known = look(self.config, instance, self._machine, self._state, patience)
+            known = look(self.config, instance, self._machine, self._state, patience, absent)
         return make_plan(self.config, known, self._state.apps, instance, self._machine, request.retry)
+
+    def _attach(self, config: Config, instance: Instance) -> dict[str, BootagentError]:
+        """Mount what the sources read from, and the role's volumes; which apps' mounts are not there, and why.
+
+        Raises MachineError when a volume is not there: nothing may start without it.
+        """
+        wanted = attachments(config, instance, self._machine, moment_of(instance, retry=self._request.retry))
+        failures = side_by_side(lambda one: self._run_all(one.steps, "attach", one.name), wanted)
+        failed = [(one, error) for one, error in zip(wanted, failures, strict=True) if error]
+        if lost := [f"{one.name}: {error}" for one, error in failed if not one.apps]:
+            raise MachineError("; ".join(lost))
+        return {app: error for one, error in failed for app in one.apps}
 
     def _pause(self, seconds: float) -> None:
         """Wait for tags; meanwhile somebody else, who knows more, may have a turn."""
@@ -252,6 +274,8 @@ class _Run:
 
     def _rollback_plan(self, config: Config, wanted: str) -> Plan:
         app = _chosen(config, self._request.app)
+        if app.in_place:
+            raise UsageError(f"the releases of {app.name} are not this machine's: go back at {app.source}")
         layout = release.observe(self._machine, app.deploy_to)
         known = self._state.app(app.name, app.deploy_to)
         target = wanted or plan.previous(layout, known)
@@ -277,7 +301,7 @@ class _Run:
             return False
         definitions = self._document.tables["runit"]["definitions"]
         for name, app in self._state.apps.items():
-            if release.observe(self._machine, app.deploy_to).current is None:
+            if not app.in_place and release.observe(self._machine, app.deploy_to).current is None:
                 return False
             for service in servicedir.installed(self._machine, definitions, name):
                 found = runit.status(self._machine.real(definitions) / service / "service")
@@ -297,7 +321,7 @@ class _Run:
             if lane.intent == "nothing":
                 sentence = f"nothing to run: {lane.reason}"
                 endings[lane.app] = Ending(EXIT_FAILED, sentence, transient=lane.unread)
-        for phase in PHASES:
+        for phase in DEPLOYING:
             self._before(phase, going)
             failures = side_by_side(lambda lane, phase=phase: self._run_steps(lane, phase), going)
             failed = [(lane, error) for lane, error in zip(going, failures, strict=True) if error]
@@ -306,13 +330,20 @@ class _Run:
             going = [lane for lane in going if lane.app not in endings]
         for lane in going:
             endings[lane.app] = self._succeeded(lane)
+        for lane, error in zip(going, side_by_side(lambda lane: self._run_steps(lane, "retire"), going), strict=True):
+            if error:  # it serves; what is left over costs money, and the next run tries again
+                ending = endings[lane.app]
+                endings[lane.app] = replace(ending, sentence=f"{ending.sentence}; {error}", transient=True)
         worst = max((ending.exit_code for ending in endings.values()), key=_severity, default=EXIT_DONE)
         return Outcome(worst, endings, transient=any(ending.transient for ending in endings.values()))
 
     def _run_steps(self, lane: Lane, phase: Phase) -> BootagentError | None:
-        for step in lane.steps.get(phase, ()):
+        return self._run_all(lane.steps.get(phase, ()), phase, lane.app)
+
+    def _run_all(self, steps: Sequence[Step], phase: Phase, app: str) -> BootagentError | None:
+        for step in steps:
             try:
-                self._run_step(step, phase, lane.app)
+                self._run_step(step, phase, app)
             except BootagentError as error:
                 return error
         return None
@@ -403,7 +434,7 @@ class _Run:
             left=lane.release if phase != "stage" and lane.release != fallback else None,
             reason="the activation failed",
         )
-        for later in PHASES:
+        for later in DEPLOYING:
             if again := self._run_steps(back, later):
                 sentence = f"{error}; and release {fallback} could not be put back: {again}"
                 return Ending(EXIT_FAILED, sentence, tail, transient=True)
@@ -412,6 +443,9 @@ class _Run:
 
     def _without_pruned(self, known: state.AppState, app: App) -> state.AppState:
         """Forget good and staged releases that are gone; that a revision was bad is remembered."""
+        if app.in_place:  # its releases are elsewhere; these are what has been seen of them
+            newest = sorted(known.releases.items(), key=lambda item: item[1].at)[-app.keep_releases :]
+            return replace(known, in_place=True, releases=dict(newest))
         present = release.observe(self._machine, app.deploy_to).releases
         kept = {
             name: record

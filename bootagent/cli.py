@@ -173,9 +173,10 @@ def _plan(options: argparse.Namespace) -> int:
     instance = survey.read_instance(document, _tags(options), loaded.tags_on)
     config = resolve.resolve(document, instance.coordinates(), instance.tags)
     remembered = loaded.on_instance(instance.instance_id)
+    before = survey.attachments(config, instance, machine, survey.moment_of(instance, retry=options.retry))
     known = survey.look(config, instance, machine, remembered)
     made = survey.make_plan(config, known, remembered.apps, instance, machine, options.retry)
-    lanes = report.planned(made, machine)
+    lanes = report.planned(made, machine, before)
     _print_json(lanes) if options.json else print(report.plan_text(lanes))
     return EXIT_DONE
 

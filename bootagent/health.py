@@ -56,7 +56,8 @@ def command_problem(
 ) -> str | None:
     """None when a program exits 0, else why not, as a clause."""
     try:
-        machine.run(command, timeout=TRY_SECONDS, identity=identity, cwd=cwd, env=env)
+        # The directory may be on a dead NFS server: who enters it must be a child that can be given up.
+        machine.run(["env", f"--chdir={cwd}", "--", *command], timeout=TRY_SECONDS, identity=identity, env=env)
     except CommandError as error:
         last = error.tail.strip().splitlines()[-1:]
         return ": ".join([error.sentence, *last])

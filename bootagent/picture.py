@@ -40,7 +40,8 @@ font:11px ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace}
 .band{fill:#f3f4f6} .grid{stroke:#d1d5db;stroke-width:1} .mark{stroke:#15803d;stroke-width:1.5;stroke-dasharray:4 3}
 .good{fill:#15803d;font-weight:600} .bad{fill:#b91c1c;font-weight:600}
 .firmware{fill:#9ca3af} .kernel{fill:#64748b} .systemd{fill:#8b5cf6} .agent{fill:#c084fc}
-.read{fill:#0ea5e9} .stage{fill:#f59e0b} .activate{fill:#10b981} .serve{fill:#3b82f6} .other{fill:#14b8a6}
+.read{fill:#0ea5e9} .attach{fill:#0891b2} .retire{fill:#94a3b8} .stage{fill:#f59e0b}
+.activate{fill:#10b981} .serve{fill:#3b82f6} .other{fill:#14b8a6}
 .hold{fill:#9ca3af} .failed{fill:#dc2626} .wait{fill:url(#waiting)}
 .open{fill-opacity:.45;stroke:#dc2626;stroke-dasharray:3 2}
 @media (prefers-color-scheme:dark){.paper{fill:#111827} text{fill:#e5e7eb;stroke:#111827}
@@ -172,7 +173,7 @@ def _step(span: Facts, offset: float, waits: Sequence[Facts]) -> Bar:
         about += f"; failed: {str(span.get('error') or '')[:500]}"
     if span["unfinished"]:
         about += "; not finished"
-    kind = span["phase"] if span["phase"] in ("read", "stage", "activate", "serve") else "other"
+    kind = span["phase"] if span["phase"] in ("read", "attach", "stage", "activate", "serve", "retire") else "other"
     return Bar(span["step"], kind, begin, end, about, span["failed"], span["unfinished"], inside)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from bootagent import boottime, journal, lock, release, runit, servicedir, state
 from bootagent.console import table
 from bootagent.errors import EXIT_DEGRADED, EXIT_DONE, EXIT_FAILED, EXIT_TRY_LATER, EXIT_USAGE, BootagentError
 from bootagent.machine import Machine
-from bootagent.plan import PHASES, Plan
+from bootagent.plan import PHASES, Attachment, Plan
 
 WAIT_POLL_SECONDS = 0.5
 BAR_WIDTH = 32
@@ -95,10 +96,13 @@ def _under_way(machine: Machine) -> Facts:
 
 
 def _app_status(machine: Machine, name: str, app: state.AppState, definitions: str) -> Facts:
-    try:
-        layout = release.observe(machine, app.deploy_to)
-    except (BootagentError, OSError):  # what is wrong with it, the next run will say
-        layout = release.Layout()
+    layout = release.Layout()
+    if app.in_place:  # where it is read from may hang whoever looks; what serves has been written down
+        if app.proven and app.proven in app.releases:
+            layout = release.Layout(app.proven, releases=(app.proven,))
+    else:
+        with contextlib.suppress(BootagentError, OSError):  # what is wrong with it, the next run will say
+            layout = release.observe(machine, app.deploy_to)
     shown = sorted({*layout.releases, *app.releases})
     return {
         "deploy_to": app.deploy_to,
@@ -367,9 +371,23 @@ def _boot_text(boot: Facts) -> str:
 # --- plan --------------------------------------------------------------------------------------------------------
 
 
-def planned(made: Plan, machine: Machine) -> list[Facts]:
-    """What the plan would do. Past a lane's first step that is not satisfied, it can only say "would check"."""
-    return [
+def planned(made: Plan, machine: Machine, before: Sequence[Attachment] = ()) -> list[Facts]:
+    """What the plan would do, the mounts and volumes that come ``before`` first.
+
+    Past a lane's first step that is not satisfied, it can only say "would check".
+    """
+    attached = [
+        {
+            "app": one.name,
+            "intent": "attach",
+            "release": None,
+            "revision": None,
+            "reason": f"read by {', '.join(one.apps)}" if one.apps else "the role has it",
+            "steps": _looked_at({"attach": one.steps}, machine),
+        }
+        for one in before
+    ]
+    return attached + [
         {
             "app": lane.app,
             "intent": lane.intent,

@@ -46,7 +46,8 @@ class Pending:
 class AppState:
     """``revision`` is the identity last dealt with, well or badly: only another one makes a new release.
 
-    ``proven`` is the release last seen to serve, whoever made it: the one to go back to.
+    ``proven`` is the release last seen to serve, whoever made it: the one to go back to. ``in_place``: the releases
+    are somewhere else, and it may hang to look at ``deploy_to``.
     """
 
     deploy_to: str
@@ -54,6 +55,7 @@ class AppState:
     pending: Pending | None = None
     releases: Mapping[str, ReleaseRecord] = field(default_factory=dict)
     proven: str | None = None
+    in_place: bool = False
 
     def with_release(self, name: str, record: ReleaseRecord) -> AppState:
         """The same with one record added or replaced."""
@@ -169,6 +171,7 @@ def _from_json(found: Any) -> State:
                 deploy_to=app["deploy_to"],
                 revision=app["revision"],
                 proven=app.get("proven"),
+                in_place=app.get("in_place", False),
                 pending=Pending(**app["pending"]) if app["pending"] else None,
                 releases={key: ReleaseRecord(**record) for key, record in app["releases"].items()},
             )

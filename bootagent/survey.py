@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from bootagent import aws, plan, release, servicedir, sources
+from bootagent import aws, mounts, plan, records, release, servicedir, sources
 from bootagent.config import document, quantities, resolve
 from bootagent.config.document import Document
-from bootagent.config.model import App, Config
+from bootagent.config.model import App, Config, DataVolume, EbsSource, GitSource, NfsSource
+from bootagent.ebs import snapshots
 from bootagent.errors import AwsError, BootagentError, MachineError
 from bootagent.instance import Instance, Overrides, Tags, read
 from bootagent.journal import boot_id
@@ -50,38 +52,98 @@ def read_instance(
     )
 
 
-def look(config: Config, instance: Instance, machine: Machine, known: State, patience: float = 0.0) -> dict[str, Known]:
+def attachments(config: Config, instance: Instance, machine: Machine, moment: Moment) -> tuple[plan.Attachment, ...]:
+    """The mounts and data volumes that come before all else. Raises AwsError when EC2 has to be asked, and refuses."""
+
+    def snapshot(volume: DataVolume) -> str | None:
+        name = plan.volume_record(config.role, volume)
+        if not volume.snapshot or records.load(machine, name, instance.instance_id):
+            return None  # a new one is blank, or it has been made
+        try:
+            return snapshots.newest(instance.region, dict(volume.snapshot), volume.owner).id
+        except AwsError:
+            raise
+        except BootagentError:
+            if not volume.tags:
+                raise
+            return None  # there may be a volume to find
+
+    found = dict(zip([one.name for one in config.volumes], side_by_side(snapshot, config.volumes), strict=True))
+    return plan.attachments(config, found, moment)
+
+
+def look(
+    config: Config,
+    instance: Instance,
+    machine: Machine,
+    known: State,
+    patience: float = 0.0,
+    absent: Mapping[str, BootagentError] | None = None,
+) -> dict[str, Known]:
     """What the disk, the sources and the state say of every app; sources are asked side by side.
 
     For ``patience`` seconds, credentials and a route that are not there yet are waited for. What cannot be seen of one
-    app is that app's failure alone.
+    app is that app's failure alone; ``absent`` says of which apps the mount is not there, and why.
     """
     deadline = time.monotonic() + patience
 
     def one(app: App) -> Known:
-        layout, remembered = Layout(), known.app(app.name, app.deploy_to)
+        found = Known(Layout(), BootagentError("not looked at"), known.app(app.name, app.deploy_to))
         try:
-            layout = release.observe(machine, app.deploy_to)
-            return Known(layout, _resolved(app, instance.region, deadline), remembered)
+            if app.in_place:  # what is mounted there may hang whoever looks
+                found = replace(found, present=_is_present(machine, app))
+            else:
+                found = replace(found, layout=release.observe(machine, app.deploy_to))
+            if absent and app.name in absent:
+                raise absent[app.name]
+            return replace(found, revision=_resolved(machine, app, instance.region, deadline))
         except BootagentError as error:
-            return Known(layout, error, remembered)
+            return _with_fallback(replace(found, revision=error), machine, app)
         except OSError as error:
-            return Known(layout, MachineError(f"{app.deploy_to}: {error.strerror}"), remembered)
+            return replace(found, revision=MachineError(f"{app.deploy_to}: {error.strerror}"))
         except Exception as error:  # a fault of ours must not keep the other apps from their turn
-            return Known(layout, BootagentError(f"internal error, please report it: {error!r}"), remembered)
+            return replace(found, revision=BootagentError(f"internal error, please report it: {error!r}"))
 
     return dict(zip([app.name for app in config.apps], side_by_side(one, config.apps), strict=True))
 
 
-def _resolved(app: App, region: str | None, deadline: float) -> sources.Revision:
+def _is_present(machine: Machine, app: App) -> bool:
+    point = app.source.mountpoint if isinstance(app.source, NfsSource | EbsSource) else app.deploy_to
+    return mounts.at(machine, point) is not None
+
+
+def _with_fallback(known: Known, machine: Machine, app: App) -> Known:
+    try:
+        return replace(known, fallback=sources.resolve_fallback(machine, app))
+    except BootagentError as error:
+        assert isinstance(known.revision, BootagentError)
+        return replace(known, revision=BootagentError(f"{known.revision}; nor does the image help: {error}"))
+
+
+def _resolved(machine: Machine, app: App, region: str | None, deadline: float) -> sources.Revision:
     while True:
         try:
-            return sources.resolve(app.source, region)
+            return sources.resolve(machine, app, region)
         except AwsError as error:
             if not aws.is_early(error) or time.monotonic() >= deadline:
                 raise
             aws.forget_clients()
-            time.sleep(1)
+        except MachineError:  # a server that does not answer yet: at boot the network may be late
+            if not isinstance(app.source, GitSource) or time.monotonic() >= deadline:
+                raise
+        time.sleep(1)
+
+
+def moment_of(instance: Instance, *, retry: bool) -> Moment:
+    """Now, and here."""
+    return Moment(
+        datetime.now(timezone.utc),
+        boot_id(),
+        instance.region,
+        retry,
+        instance_id=instance.instance_id,
+        zone=instance.availability_zone,
+    )
 
 
 def make_plan(
@@ -93,11 +155,10 @@ def make_plan(
     retry: bool,
 ) -> Plan:
     """The plan for this moment; ``known_apps`` are those the state tells of."""
-    moment = Moment(datetime.now(timezone.utc), boot_id(), instance.region, retry)
     wanted = {app.name for app in config.apps}
     before = {*servicedir.apps_installed(machine, config.runit.definitions), *known_apps}
     retired = sorted(before - wanted)
-    return plan.make(config, known, retired, moment)
+    return plan.make(config, known, retired, moment_of(instance, retry=retry))
 
 
 def services_to_stop(found: Document | None, known: State, machine: Machine) -> list[plan.ToStop]:

@@ -27,7 +27,8 @@ def place(path: str) -> PurePosixPath:
 def overlap(one: str, two: str) -> bool:
     """Whether one directory is the other, or in it."""
     a, b = place(one), place(two)
-    return a == b or a in b.parents or b in a.parents
+    root = not a.name or not b.name  # which is told of by itself
+    return not root and (a == b or a in b.parents or b in a.parents)
 
 
 def is_within(inner: str, outer: str) -> bool:

@@ -16,7 +16,7 @@ from types import FrameType, TracebackType
 from typing import TextIO
 
 from bootagent.config import document, resolve
-from bootagent.config.model import App
+from bootagent.config.model import App, S3Source
 from bootagent.errors import BootagentError, UsageError
 from bootagent.instance import user_data_tags
 from bootagent.machine import Machine
@@ -172,6 +172,8 @@ class Sandbox:
         Raises UsageError when the instance's role has no such app, BootagentError when publishing fails.
         """
         source = self._app(app).source
+        if not isinstance(source, S3Source):
+            raise UsageError(f"--publish {app}: it is not released through S3")
         if source.bucket not in self.cloud.buckets():
             self.cloud.create_bucket(source.bucket)
         suffix = next((suffix for suffix in _ARCHIVE_FORMATS if source.key.endswith(suffix)), None)

@@ -2,13 +2,40 @@
 
 from __future__ import annotations
 
-from bootagent.config.model import S3Source
-from bootagent.sources import s3
-from bootagent.sources.revision import Revision
+from bootagent.config.model import App, EbsSource, GitSource, ImageSource, NfsSource, S3Source
+from bootagent.machine import Machine
+from bootagent.sources import ebs, git, nfs, s3
+from bootagent.sources.image import resolve as tree_of_image
+from bootagent.sources.revision import Baked, Content, InPlace, Revision, Tree
 
-__all__ = ["Revision", "resolve"]
+__all__ = ["Baked", "Content", "InPlace", "Revision", "Tree", "resolve", "resolve_fallback"]
 
 
-def resolve(source: S3Source, region: str | None) -> Revision:
-    """What the source holds right now. Raises AwsError or BundleError."""
-    return s3.resolve(source, region)
+def resolve(machine: Machine, app: App, region: str | None) -> Revision:
+    """What the app's source holds right now; ``region`` is the instance's.
+
+    Raises AwsError, BundleError, MachineError when it does not answer, BootagentError when it holds nothing.
+    """
+    match app.source:
+        case S3Source():
+            return s3.resolve(app.source, region)
+        case GitSource():
+            return git.resolve(machine, app.source, region, app.user, app.group)
+        case NfsSource():
+            return nfs.resolve(machine, app, app.source)
+        case EbsSource():
+            return ebs.resolve(app.source, region)
+        case ImageSource():
+            return _baked(machine, app.source)
+
+
+def resolve_fallback(machine: Machine, app: App) -> Revision | None:
+    """The image's tree that stands in for a source that does not answer; None when the app names none."""
+    return _baked(machine, app.fallback) if app.fallback and app.fallback.path else None
+
+
+def _baked(machine: Machine, source: ImageSource) -> Revision:
+    if source.path is None:
+        return Revision("image", "image", "the image", Baked())
+    identity, label, path = tree_of_image(machine, source)
+    return Revision(identity, label, str(source), Tree(path))

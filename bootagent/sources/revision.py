@@ -4,7 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bootagent.ebs.snapshots import Snapshot
+from bootagent.git_repository import Commit
 from bootagent.pull.bundle import Bundle
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A directory to be copied: of the image, or on an NFS server's mount."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class InPlace:
+    """What an NFS mount shows; there is nothing to fetch."""
+
+
+@dataclass(frozen=True)
+class Baked:
+    """The releases that ``deploy_to`` has had since the image was made."""
+
+
+Content = Bundle | Commit | Tree | Snapshot | InPlace | Baked
 
 
 @dataclass(frozen=True)
@@ -14,4 +36,4 @@ class Revision:
     id: str
     label: str
     origin: str
-    bundle: Bundle
+    content: Content

@@ -34,7 +34,7 @@ def _from_pointer(source: S3Source, region: str | None) -> Revision:
         id=f"sha256:{found.sha256}",
         label=found.revision,
         origin=f"s3://{source.bucket}/{found.bundle}",
-        bundle=Bundle(
+        content=Bundle(
             bucket=source.bucket,
             key=found.bundle,
             region=region,
@@ -58,7 +58,7 @@ def _from_archive(source: S3Source, region: str | None) -> Revision:
         id=identity,
         label=label,
         origin=str(source),
-        bundle=Bundle(
+        content=Bundle(
             bucket=source.bucket,
             key=source.key,
             region=region,

@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from bootagent import beneath, runit, servicedir
 from bootagent.errors import BootagentError, MachineError, ServiceError
@@ -44,6 +45,8 @@ class Services:
     ``mark`` None: whichever release ``current`` is at; somebody else put it there and restarts what it needs.
     ``specs`` are those configured, ``unnamed`` stands for any other that the release brings in ``release_services``;
     ``only`` narrows both by name. ``watched`` are files whose content counts: a change restarts the services.
+    ``scripts`` is where the release's service directories have been copied to, when the release itself must not be
+    touched by this process.
     """
 
     app: str
@@ -56,6 +59,7 @@ class Services:
     watched: tuple[str, ...]
     service_dir: str
     definitions: str
+    scripts: str | None = None
 
     def __str__(self) -> str:
         if not self.specs and self.unnamed is None:
@@ -99,8 +103,8 @@ class Services:
             one.directory.write_marker(machine, one.marker(self.mark, watched))
 
     def _wanted(self, machine: Machine) -> list[_Wanted]:
-        current = machine.real(self.current)
-        own = beneath.subdirectories(current, self.release_services) if self.unnamed and current.is_dir() else []
+        root, place = self._own_scripts(machine)
+        own = beneath.subdirectories(root, place) if self.unnamed and root.is_dir() else []
         own = [name for name in own if not name.startswith(".")]
         if odd := [name for name in own if not _NAME.fullmatch(name)]:
             raise BootagentError(
@@ -118,6 +122,12 @@ class Services:
             names = [name for name in names if name in self.only]
         return [self._one(machine, name, configured.get(name), name in own) for name in names]
 
+    def _own_scripts(self, machine: Machine) -> tuple[Path, str]:
+        """Where the release's service directories are."""
+        if self.scripts:
+            return machine.real(self.scripts), "."
+        return machine.real(self.current), self.release_services
+
     def _one(self, machine: Machine, name: str, spec: ServiceSpec | None, in_release: bool) -> _Wanted:
         if spec is None:
             assert self.unnamed is not None  # names come from specs, or from the release when there is one
@@ -128,11 +138,11 @@ class Services:
                 f"service {name} of {self.app} has no command, and the release has no {self.release_services}/{name}",
                 remedy="give it a command, or add the service directory to the release",
             )
-        current = machine.real(self.current)
+        root, place = self._own_scripts(machine)
         files = (
-            servicedir.from_release(current, f"{self.release_services}/{name}")
+            servicedir.from_release(root, f"{place}/{name}")
             if spec.command is None
-            else servicedir.from_command(current, spec.command)
+            else servicedir.from_command(machine.real(self.current), spec.command)
         )
         identity = machine.identity(spec.user, spec.group)
         directory = ServiceDirectory(

@@ -122,8 +122,8 @@ def test_the_promised_smallest_configuration_means_what_it_says(tmp_path: Path) 
 def test_resolving_leaves_the_document_as_it_was() -> None:
     loaded = valid(PROMISED)
     resolve.resolve(loaded, {}, TAGS)
-    assert (
-        resolve.resolve(loaded, {}, {**TAGS, "Environment": "production"}).apps[0].source.key == "web/production.json"
+    assert resolve.resolve(loaded, {}, {**TAGS, "Environment": "production"}).apps[0].source == S3Source(
+        "deploys", "web/production.json", None
     )
 
 
@@ -415,7 +415,7 @@ def test_doubled_braces_come_out_single_wherever_values_are_filled_in() -> None:
         """,
         url="s3://b/{{web}}.json",
     )
-    assert found.source.key == "{web}.json"
+    assert isinstance(found.source, S3Source) and found.source.key == "{web}.json"
     assert found.linked_files[0].origin == "/etc/{b}"
     assert found.services[0].env == (("JSON", '{"a": {"b": "staging"}}'), ("NAME", "{x}"))
     assert found.services[0].check.http == "http://127.0.0.1/{c}"
@@ -451,9 +451,11 @@ def test_two_apps_whose_directories_meet_on_this_instance_are_refused() -> None:
 
 def test_facts_are_coordinates_too() -> None:
     found = app(url="s3://b-{region}/{role}/{account_id}/{availability_zone}.json")
+    assert isinstance(found.source, S3Source)
     assert (found.source.bucket, found.source.key) == ("b-eu-west-1", "web/123456789012/eu-west-1a.json")
 
 
 def test_a_tag_cannot_pose_as_a_coordinate() -> None:
     found = app(url="s3://{region}/{role}.json", tags={**TAGS, "region": "evil", "role": "evil", "tag:x": "evil"})
+    assert isinstance(found.source, S3Source)
     assert (found.source.bucket, found.source.key) == ("eu-west-1", "web.json")

@@ -57,8 +57,80 @@ FULL: Table = {
             "limits": {"unpacked": "2GiB", "files": 1000, "reserve": 1048576, "within": "1h"},
         },
         "api": {"deploy_to": "/srv/api", "source": {"type": "s3", "url": "s3://deploys/api.tar.zst"}},
+        "jobs": {
+            "deploy_to": "/apps/jobs",
+            "source": {
+                "type": "nfs",
+                "server": "{tag:Server}.internal",
+                "export": "/apps",
+                "mountpoint": "/apps",
+                "options": ["nfsvers=4.1"],
+                "copy": True,
+                "path": "jobs/current",
+                "within": "30s",
+                "fallback": "image",
+            },
+        },
+        "shop": {
+            "deploy_to": "/srv/shop",
+            "source": {
+                "type": "ebs",
+                "snapshot": {"Name": "shop {environment}"},
+                "owner": "123456789012",
+                "holds": "deploy_to",
+                "mountpoint": "/cp",
+                "bind": True,
+                "options": ["noatime"],
+                "device": "/dev/sdg",
+                "volume": {
+                    "type": "gp3",
+                    "iops": 4000,
+                    "throughput": 250,
+                    "encrypted": True,
+                    "kms_key": "alias/shop",
+                    "initialization_rate": 200,
+                    "size": "20GiB",
+                },
+                "within": 600,
+            },
+        },
+        "blog": {
+            "deploy_to": "/srv/blog",
+            "source": {
+                "type": "git",
+                "url": "git@example.com:blog.git",
+                "ref": "{environment}",
+                "key": "ssm:/deploy/key",
+                "known_hosts": "/etc/ssh/ssh_known_hosts",
+                "submodules": True,
+                "fallback": {"type": "image", "path": "/opt/blog"},
+            },
+        },
+        "baked": {"deploy_to": "/srv/baked", "source": {"type": "image", "path": "/opt/baked"}},
     },
-    "roles": {"web": {"apps": ["web"], "services": ["puma", "web.sidekiq"]}, "all": {"apps": "*"}},
+    "roles": {
+        "web": {"apps": ["web"], "services": ["puma", "web.sidekiq"]},
+        "all": {"apps": "*"},
+        "db": {
+            "apps": [],
+            "volumes": {
+                "data": {
+                    "mountpoint": "/data",
+                    "tags": {"Name": "db {environment}"},
+                    "snapshot": {"Name": "db"},
+                    "owner": "self",
+                    "volume": {"type": "io2", "iops": 1000},
+                    "filesystem": "ext4",
+                    "options": ["noatime", "discard"],
+                    "user": "postgres",
+                    "group": "postgres",
+                    "device": "/dev/sdp",
+                    "delete_on_termination": False,
+                    "within": "5m",
+                }
+            },
+        },
+    },
     "runit": {"service_dir": "/etc/service", "definitions": "/etc/sv"},
 }
 
@@ -96,6 +168,8 @@ def around(path: Path) -> Table:
     """As little of FULL as is needed for a change at ``path`` to be the only thing wrong: validation takes its time."""
     document = copy.deepcopy(SMALLEST)
     head = path[:3] if path[0] == "apps" else path[:1]
+    if path[0] == "apps" and len(path) > 1:
+        document["apps"].setdefault(path[1], copy.deepcopy(at(FULL, path[:2])))
     if path[:3] == ("apps", "web", "services"):
         document["apps"]["web"]["services"] = {}
         head = path[:4]
@@ -329,7 +403,12 @@ def test_a_value_does_not_end_in_a_newline(path: Path, value: Any) -> None:
         (("app",), {}, None, "is not a known key; did you mean 'apps'?"),
         (("roles", "web", "zzz"), 1, None, "is not a known key; known: apps, services, volumes"),
         (("apps", "web", "source", "type"), "nsf", None, "'nsf' is not one of 's3', 'nfs', 'ebs', 'git', 'image'"),
-        (("apps", "web", "source"), {"url": "s3://b/x.tar"}, "apps.web.source.type", "is missing; one of 's3', 'nfs', 'ebs', 'git', 'image'"),
+        (
+            ("apps", "web", "source"),
+            {"url": "s3://b/x.tar"},
+            "apps.web.source.type",
+            "is missing; one of 's3', 'nfs', 'ebs', 'git', 'image'",
+        ),
         (("apps", "web", "source"), "s3://b/x.tar", None, '"s3://b/x.tar" is not a table'),
         (("apps", "web", "keep_releases"), 0, None, "0 is less than 1"),
         (("apps", "web", "keep_releases"), True, None, "true is not a whole number"),

@@ -20,7 +20,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"machine", "aws", "pointer", "user_data"}),
     frozenset({"imds", "beneath", "boottime", "health", "journal", "pull", "runit"}),
     frozenset({"records", "disks", "mounts", "fstab", "git_repository"}),
-    frozenset({"ebs"}),
+    frozenset({"ebs", "nfs"}),
     frozenset({"instance", "config", "state", "lock", "release", "servicedir"}),
     frozenset({"steps"}),
     frozenset({"sources"}),

@@ -25,6 +25,7 @@ from bootagent.steps.directories import Directories
 from bootagent.steps.linked_paths import LinkedPaths, RevisionFile
 from bootagent.steps.prepared import Prepared
 from bootagent.steps.prune import Prune
+from bootagent.steps.retired_volumes import RetiredVolumes
 from bootagent.steps.services import Services, ServiceSpec
 from bootagent.steps.shared_file import SharedFile
 from bootagent.steps.staged_bundle import StagedBundle
@@ -53,6 +54,7 @@ WEB = App(
     user="deploy",
     group="web",
     source=S3Source("deploys", "web.json", None),
+    fallback=None,
     linked_files=(LinkedFile("config/db.yml", None), LinkedFile(".env", "s3://secrets/env")),
     linked_dirs=("log",),
     keep_releases=5,
@@ -68,12 +70,15 @@ RUNIT = Runit("/etc/service", "/etc/sv")
 
 
 def config(*apps: App) -> Config:
-    return Config(role="web", environment="staging", apps=apps or (WEB,), runit=RUNIT)
+    return Config(role="web", environment="staging", apps=apps or (WEB,), volumes=(), runit=RUNIT)
+
+
+def bundle(name: str) -> Bundle:
+    return Bundle(bucket="deploys", key=f"web/{name}.tar.zst", region=None, size=1, sha256="0" * 64)
 
 
 def revision(name: str) -> Revision:
-    bundle = Bundle(bucket="deploys", key=f"web/{name}.tar.zst", region=None, size=1, sha256="0" * 64)
-    return Revision(id=f"sha256:{name}", label=name, origin=f"s3://deploys/web/{name}.tar.zst", bundle=bundle)
+    return Revision(f"sha256:{name}", label=name, origin=f"s3://deploys/web/{name}.tar.zst", content=bundle(name))
 
 
 def record(state: ReleaseState, made_of: str) -> ReleaseRecord:
@@ -180,7 +185,7 @@ def deployed(name: str, what: str, *prune: str, fresh: bool | None = None) -> di
             DIRECTORIES,
             ENV_FILE,
             pruned(*prune),
-            StagedBundle(path, revision(what).bundle, Limits(1000, 10, 100), 300.0, "deploy", "web"),
+            StagedBundle(path, bundle(what), Limits(1000, 10, 100), 300.0, "deploy", "web"),
             links(name, fresh=fresh),
             RevisionFile("/srv/web", name, what, "deploy", "web"),
             Prepared(path, ("bin/prepare",), 60.0, environment, "deploy", "web", marker),
@@ -222,7 +227,7 @@ def test_a_new_revision_is_deployed_and_could_fall_back_to_what_stands() -> None
 
 
 def test_the_phases_are_in_the_order_of_things() -> None:
-    assert plan.PHASES == ("stage", "activate", "serve")
+    assert plan.PHASES == ("attach", "stage", "activate", "serve", "retire")
 
 
 def test_the_switch_is_the_only_step_of_its_phase_and_after_all_staging() -> None:
@@ -502,15 +507,16 @@ def test_each_app_has_its_own_lane() -> None:
 def test_what_the_role_does_not_run_is_stopped_first() -> None:
     lanes = plan.make(config(), {"web": facts("a")}, ("old", "older"), Moment(NOW, BOOT, None)).lanes
     assert [(lane.app, lane.intent) for lane in lanes] == [("old", "retire"), ("older", "retire"), ("web", "deploy")]
-    ((step,),) = lanes[0].steps.values()
-    assert lanes[0].steps["stage"] == (step,)
+    ((step, volumes),) = lanes[0].steps.values()
+    assert lanes[0].steps["stage"] == (step, volumes)
+    assert volumes == RetiredVolumes("app.old.", (), None)
     assert str(step) == "stop and remove the services of old"
     gone = cast(Services, step)
     assert (gone.specs, gone.unnamed, gone.service_dir, gone.definitions) == ((), None, "/etc/service", "/etc/sv")
 
 
 def test_a_role_of_no_apps_retires_everything() -> None:
-    empty = Config("none", None, (), RUNIT)
+    empty = Config("none", None, (), (), RUNIT)
     assert [lane.intent for lane in plan.make(empty, {}, ("web",), Moment(NOW, BOOT, None)).lanes] == ["retire"]
 
 

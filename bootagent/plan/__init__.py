@@ -1,0 +1,105 @@
+"""The plan: what is to be done, as values. Pure: no files, no clock, no AWS.
+
+Each app has a lane through the phases. Lanes run side by side; a lane that fails stops, and the others go on.
+
+- ``lane.py``: what a plan is made of, and from
+- ``attachments.py``: mounts and data volumes, which must be there before anything else can be looked at
+- ``staged.py``: lanes of apps whose releases are made here, in Capistrano's layout
+- ``in_place.py``: lanes of apps whose releases are read where they are
+- ``parts.py``: the steps that all kinds of lanes are put together from
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from bootagent.config.model import App, Config, Runit
+from bootagent.errors import BootagentError
+from bootagent.plan import in_place, parts, staged
+from bootagent.plan.attachments import Attachment, attachments
+from bootagent.plan.lane import DEPLOYING, PHASES, Intent, Known, Lane, Moment, Phase, Plan
+from bootagent.plan.staged import previous
+from bootagent.plan.volumes import volume_record
+from bootagent.state import AppState
+from bootagent.steps.services import Services
+from bootagent.steps.stopped import Stopped
+
+__all__ = [
+    "DEPLOYING",
+    "PHASES",
+    "Attachment",
+    "Intent",
+    "Known",
+    "Lane",
+    "Moment",
+    "Phase",
+    "Plan",
+    "ToStop",
+    "attachments",
+    "make",
+    "previous",
+    "put_back",
+    "stop",
+    "volume_record",
+]
+
+
+def make(config: Config, known: Mapping[str, Known], retired: Sequence[str], moment: Moment) -> Plan:
+    """The plan for the role's apps, and for those in ``retired``, which have services and no place in the role."""
+    lanes = [_lane(config, app, known[app.name], moment) for app in config.apps]
+    return Plan((*(_retire(config.runit, name, moment) for name in retired), *lanes))
+
+
+def put_back(config: Config, app: App, state: AppState, release: str, *, left: str | None, reason: str) -> Lane:
+    """The lane back to ``release``, or that stays on it: after a failure, or because somebody asked.
+
+    ``left`` is the release that was switched to meanwhile; None when none was.
+    """
+    if app.in_place:
+        return in_place.put_back(config, app, state, release, reason=reason)
+    return staged.put_back(config, app, state, release, left=left, reason=reason)
+
+
+@dataclass(frozen=True)
+class ToStop:
+    """An app's service directories below ``definitions``, each with the seconds it may take to stop."""
+
+    app: str
+    definitions: str
+    services: tuple[tuple[str, float], ...]
+
+
+def stop(services: Sequence[ToStop], reason: str) -> Plan:
+    """The plan that takes services down, and why."""
+    lanes = [
+        Lane(one.app, "stop", {"serve": (Stopped(one.app, one.definitions, one.services),)}, reason=reason)
+        for one in services
+    ]
+    return Plan(tuple(lanes))
+
+
+def _retire(runit: Runit, app: str, moment: Moment) -> Lane:
+    services = Services(
+        app=app,
+        current="/",
+        mark=None,
+        specs=(),
+        unnamed=None,
+        only=None,
+        release_services="config/service",
+        watched=(),
+        service_dir=runit.service_dir,
+        definitions=runit.definitions,
+    )
+    # First of all: what this role does not run must not hold a port that it needs.
+    steps = (services, *parts.retired_volumes(app, moment, keep=()))
+    return Lane(app=app, intent="retire", steps={"stage": steps}, reason="the role does not run it")
+
+
+def _lane(config: Config, app: App, known: Known, moment: Moment) -> Lane:
+    """One app that cannot be planned must not keep the others from their turn."""
+    try:
+        return in_place.lane(config, app, known, moment) if app.in_place else staged.lane(config, app, known, moment)
+    except BootagentError as error:
+        return Lane(app=app.name, intent="nothing", steps={}, reason=str(error))

@@ -1,0 +1,119 @@
+"""Lanes of apps whose releases are read where they are: through an NFS mount, or on a volume with all of deploy_to.
+
+There is nothing to stage and no link of ours to switch. A release goes by the name its source has for it.
+"""
+
+from __future__ import annotations
+
+from bootagent.config.model import App, Config, EbsSource
+from bootagent.errors import BootagentError
+from bootagent.plan import parts, volumes
+from bootagent.plan.lane import Known, Lane, Moment, Phase
+from bootagent.release import short
+from bootagent.sources import Revision
+from bootagent.state import AppState
+from bootagent.steps.base import Step
+from bootagent.steps.copied_scripts import CopiedScripts
+
+
+def lane(config: Config, app: App, known: Known, moment: Moment) -> Lane:
+    """The lane of an app."""
+    revision, state = known.revision, known.state
+    standing = _standing(state)
+    if isinstance(revision, BootagentError):
+        return _unread(config, app, known, standing, moment, str(revision))
+    label = short(revision.label)
+    failed = any(one.state == "bad" and one.revision == revision.id for one in state.releases.values())
+    if standing and state.revision_of(standing) == revision.id:
+        return _keep(config, app, known, standing, moment, reason=f"{label} is what was deployed last")
+    if failed and standing and isinstance(app.source, EbsSource) and not moment.retry:
+        reason = f"{label} failed before; make another snapshot, or give it a try with --retry"
+        return _keep(config, app, known, standing, moment, reason=reason, degraded=True)
+    reason = f"{label} failed before: see whether it works by now" if failed else f"{label} is new"
+    return _deploy(config, app, revision, standing, moment, reason)
+
+
+def put_back(config: Config, app: App, state: AppState, release: str, *, reason: str) -> Lane:
+    """The lane back to ``release``, which is still there."""
+    record = state.releases[release]
+    shown: tuple[Step, ...] = ()
+    if isinstance(app.source, EbsSource):
+        shown = (volumes.shown(app, app.source, release),)
+    return Lane(
+        app=app.name,
+        intent="rollback",
+        steps={"activate": shown, "serve": (parts.services(config, app, record.revision),)},
+        release=release,
+        label=record.label,
+        reason=reason,
+    )
+
+
+def _standing(state: AppState) -> str | None:
+    """The release last seen to serve, if it has not failed since."""
+    record = state.releases.get(state.proven) if state.proven else None
+    return state.proven if record and record.state == "good" else None
+
+
+def _unread(config: Config, app: App, known: Known, standing: str | None, moment: Moment, reason: str) -> Lane:
+    if standing and isinstance(app.source, EbsSource):
+        return _keep(config, app, known, standing, moment, reason=reason, degraded=True)
+    if standing and known.present:
+        # Its server does not answer: whoever touches the mount now may hang. What runs, runs.
+        return Lane(app.name, "keep", {}, release=standing, reason=reason, degraded=True, unread=True)
+    return Lane(app=app.name, intent="nothing", steps={}, reason=reason, unread=True)
+
+
+def _keep(
+    config: Config, app: App, known: Known, standing: str, moment: Moment, *, reason: str, degraded: bool = False
+) -> Lane:
+    record = known.state.releases[standing]
+    steps: dict[Phase, tuple[Step, ...]] = {"serve": (parts.services(config, app, record.revision),)}
+    if isinstance(app.source, EbsSource):
+        steps["stage"] = (volumes.attached(app, app.source, standing, record.revision, moment),)
+        steps["activate"] = (volumes.shown(app, app.source, standing),)
+        steps["retire"] = volumes.retired_volumes(app.name, moment, keep=(standing,))
+    else:
+        steps["stage"] = (_copied_scripts(app),)
+    return Lane(
+        app=app.name,
+        intent="keep",
+        steps=steps,
+        release=standing,
+        revision=record.revision,
+        label=record.label,
+        reason=reason,
+        degraded=degraded,
+        unread=isinstance(known.revision, BootagentError),
+    )
+
+
+def _deploy(config: Config, app: App, revision: Revision, standing: str | None, moment: Moment, reason: str) -> Lane:
+    name = _name(app, revision)
+    steps: dict[Phase, tuple[Step, ...]] = {"serve": (parts.services(config, app, revision.id),)}
+    if isinstance(app.source, EbsSource):
+        steps["stage"] = (volumes.attached(app, app.source, name, revision.id, moment),)
+        steps["activate"] = (volumes.shown(app, app.source, name),)
+        steps["retire"] = volumes.retired_volumes(app.name, moment, keep=(name,))
+    else:
+        steps["stage"] = (_copied_scripts(app),)
+    fallback = standing if standing != name and isinstance(app.source, EbsSource) else None
+    return Lane(
+        app=app.name,
+        intent="deploy",
+        steps=steps,
+        release=name,
+        revision=revision.id,
+        label=revision.label,
+        fallback=fallback,
+        reason=reason,
+    )
+
+
+def _name(app: App, revision: Revision) -> str:
+    return revision.id if isinstance(app.source, EbsSource) else revision.label
+
+
+def _copied_scripts(app: App) -> Step:
+    origin = f"{app.deploy_to}/current/{app.release_services}"
+    return CopiedScripts(origin, parts.scripts(app), app.user, app.group)

@@ -1,0 +1,78 @@
+"""What a plan is made of and what it is made from: values, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from bootagent.errors import BootagentError
+from bootagent.release import Layout
+from bootagent.sources import Revision
+from bootagent.state import AppState
+from bootagent.steps.base import Step
+
+Phase = Literal["attach", "stage", "activate", "serve", "retire"]
+PHASES: tuple[Phase, ...] = ("attach", "stage", "activate", "serve", "retire")
+#: The phases of a lane in which a failure has it go back to the release that worked.
+DEPLOYING: tuple[Phase, ...] = ("stage", "activate", "serve")
+Intent = Literal["deploy", "keep", "hotfix", "rollback", "retire", "stop", "nothing"]
+
+
+@dataclass(frozen=True)
+class Lane:
+    """What one app goes through.
+
+    ``release`` is the one it ends on, ``revision`` and ``label`` what that is made of (None when it is not ours).
+    ``fallback`` is the release to put back should the activation fail. ``reason`` says in a sentence why the lane is
+    what it is; ``degraded`` that this is less than what was asked for, ``unread`` that the source did not answer.
+    """
+
+    app: str
+    intent: Intent
+    steps: Mapping[Phase, tuple[Step, ...]]
+    release: str | None = None
+    revision: str | None = None
+    label: str | None = None
+    fallback: str | None = None
+    reason: str = ""
+    degraded: bool = False
+    unread: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The lanes of all apps."""
+
+    lanes: tuple[Lane, ...]
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of one app before planning: the disk, what the source holds, and the state.
+
+    ``revision`` is an error when the source could not be read; ``fallback`` is then what the image holds in its place.
+    ``present``: what an app reads in place is there, whether it answers or not.
+    """
+
+    layout: Layout
+    revision: Revision | BootagentError
+    state: AppState
+    fallback: Revision | None = None
+    present: bool = True
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When and where the plan is made. ``now`` is UTC; ``retry``: give a bad revision another chance.
+
+    ``zone`` is the availability zone.
+    """
+
+    now: datetime
+    boot_id: str
+    region: str | None
+    retry: bool = False
+    instance_id: str | None = None
+    zone: str | None = None

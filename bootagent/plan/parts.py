@@ -1,0 +1,118 @@
+"""The steps of a lane, each made from the configuration: what all kinds of lanes are put together from."""
+
+from __future__ import annotations
+
+from bootagent.config.model import App, Check, Config, NfsSource, S3Source, Service
+from bootagent.ebs.snapshots import Snapshot
+from bootagent.git_repository import Commit
+from bootagent.plan.lane import Moment
+from bootagent.plan.volumes import is_on_volumes, restored, retired_volumes
+from bootagent.pull.bundle import Bundle, Limits
+from bootagent.sources import Content, Tree
+from bootagent.steps.base import Step
+from bootagent.steps.current import Current
+from bootagent.steps.directories import Directories
+from bootagent.steps.linked_paths import LinkedPaths
+from bootagent.steps.services import Services, ServiceSpec
+from bootagent.steps.shared_file import SharedFile
+from bootagent.steps.staged_bundle import StagedBundle
+from bootagent.steps.staged_commit import StagedCommit
+from bootagent.steps.staged_copy import StagedCopy
+
+__all__ = ["is_on_volumes", "restored", "retired_volumes"]
+
+MARKERS = "/var/lib/bootagent/prepared"
+SCRIPTS = "/run/bootagent/scripts"
+
+
+def staged(app: App, name: str, content: Content, moment: Moment) -> list[Step]:
+    """What puts a revision's content into the release ``name``. Raises BootagentError where that cannot be."""
+    release = f"{app.deploy_to}/releases/{name}"
+    within, user, group = app.limits.within, app.user, app.group
+    match content:
+        case Bundle():
+            limits = Limits(app.limits.unpacked, app.limits.files, app.limits.reserve)
+            return [StagedBundle(release, content, limits, within, user, group)]
+        case Commit():
+            return [StagedCommit(release, app.deploy_to, content, within, user, group)]
+        case Tree():
+            return [StagedCopy(release, content.path, within, user, group)]
+        case Snapshot():
+            return restored(app, name, content.id, moment)
+    raise AssertionError(content)  # what is read in place is not staged
+
+
+def marker(app: App, name: str) -> str:
+    """Where it is remembered that the release's hook has succeeded."""
+    return f"{MARKERS}/{app.name}.{name}"
+
+
+def shared(app: App, moment: Moment) -> list[Step]:
+    """The directories of the layout, and what is filled in ``shared/``."""
+    files = tuple(file.path for file in app.linked_files)
+    steps: list[Step] = [Directories(app.deploy_to, app.linked_dirs, files, app.user, app.group)]
+    region = (app.source.region if isinstance(app.source, S3Source) else None) or moment.region
+    steps += [
+        SharedFile(app.deploy_to, file.path, file.origin, region, app.user, app.group)
+        for file in app.linked_files
+        if file.origin
+    ]
+    return steps
+
+
+def links(app: App, name: str, *, fresh: bool) -> list[Step]:
+    """The links of a release into ``shared/``."""
+    files = tuple(file.path for file in app.linked_files)
+    if not files and not app.linked_dirs:
+        return []
+    return [LinkedPaths(app.deploy_to, name, files, app.linked_dirs, app.user, app.group, fresh)]
+
+
+def current(app: App, name: str, log: str | None, demoted: str | None = None) -> Step:
+    """The switch to a release."""
+    return Current(app.deploy_to, name, log, demoted, app.user, app.group)
+
+
+def services(config: Config, app: App, mark: str | None) -> Step:
+    """The app's services, started from ``mark``; None: from whatever somebody else has made current."""
+    return Services(
+        app=app.name,
+        current=f"{app.deploy_to}/current",
+        mark=mark,
+        specs=tuple(_spec(service) for service in app.services),
+        unnamed=_spec(app.unnamed),
+        only=app.only,
+        release_services=app.release_services,
+        watched=tuple(f"{app.deploy_to}/shared/{file.path}" for file in app.linked_files if file.origin),
+        service_dir=config.runit.service_dir,
+        definitions=config.runit.definitions,
+        scripts=scripts(app) if copies_scripts(app) else None,
+    )
+
+
+def copies_scripts(app: App) -> bool:
+    """Whether the release's service directories are copied out first: a dead server must not hang who reads them."""
+    return app.in_place and isinstance(app.source, NfsSource)
+
+
+def scripts(app: App) -> str:
+    """Where they are copied to."""
+    return f"{SCRIPTS}/{app.name}"
+
+
+def _spec(service: Service) -> ServiceSpec:
+    check: Check = service.check
+    return ServiceSpec(
+        name=service.name,
+        command=service.command,
+        user=service.user,
+        group=service.group,
+        env=service.env,
+        log=service.log,
+        stable_for=service.stable_for,
+        stop_within=service.stop_within,
+        within=check.within,
+        http=check.http,
+        tcp=check.tcp,
+        check_command=check.command,
+    )

@@ -1,0 +1,124 @@
+"""The steps that bring a volume and take it away."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from bootagent.config.model import App, DataVolume, EbsSource
+from bootagent.errors import BootagentError
+from bootagent.plan.lane import Moment
+from bootagent.steps.attached_volume import AttachedVolume
+from bootagent.steps.base import Step
+from bootagent.steps.mounted_volume import MountedVolume
+from bootagent.steps.retired_volumes import RetiredVolumes
+
+
+def is_on_volumes(app: App) -> bool:
+    """Whether each release of the app is on a volume of its own."""
+    return isinstance(app.source, EbsSource) and app.source.holds == "release"
+
+
+def restored(app: App, release: str, snapshot: str, moment: Moment) -> list[Step]:
+    """A release that is a volume, mounted among the releases."""
+    assert isinstance(app.source, EbsSource)
+    place = f"{app.deploy_to}/releases/{release}"
+    return [
+        attached(app, app.source, release, snapshot, moment),
+        _mounted(record(app.name, release), place, app.source, bind=None),
+    ]
+
+
+def attached(app: App, source: EbsSource, release: str, snapshot: str, moment: Moment) -> Step:
+    """The volume of a release, made from a snapshot. Raises BootagentError on a machine that does not know itself."""
+    instance_id, zone = _here(f"app {app.name}", moment)
+    return AttachedVolume(
+        name=record(app.name, release),
+        purpose=f"app {app.name}",
+        instance_id=instance_id,
+        region=moment.region,
+        zone=zone,
+        snapshot=snapshot,
+        kind=source.volume,
+        device=source.device,
+        within=source.within,
+    )
+
+
+def shown(app: App, source: EbsSource, release: str) -> Step:
+    """The volume of a release in the place of the one before it, at deploy_to too."""
+    return _mounted(record(app.name, release), source.mountpoint, source, app.deploy_to if source.bind else None)
+
+
+def retired_volumes(app: str, moment: Moment, *, keep: Collection[str]) -> tuple[Step, ...]:
+    """None of the app's volumes is left but those of the releases in ``keep``."""
+    names = tuple(sorted(record(app, release) for release in keep))
+    return (RetiredVolumes(record(app, ""), names, moment.instance_id),)
+
+
+def data_volume(role: str, volume: DataVolume, snapshot: str | None, moment: Moment) -> tuple[Step, ...]:
+    """A role's volume, found or made, and mounted."""
+    instance_id, zone = _here(f"volume {volume.name}", moment)
+    name = volume_record(role, volume)
+    blank = not volume.snapshot and volume.volume.size_gib is not None
+    attach = AttachedVolume(
+        name=name,
+        purpose=f"volume {role}/{volume.name}",
+        instance_id=instance_id,
+        region=moment.region,
+        zone=zone,
+        snapshot=snapshot,
+        find=volume.tags,
+        kind=volume.volume,
+        device=volume.device,
+        delete_on_termination=volume.delete_on_termination,
+        create=blank or snapshot is not None,
+        by_snapshot=False,
+        within=volume.within,
+    )
+    mount = MountedVolume(
+        record=name,
+        mountpoint=volume.mountpoint,
+        filesystem=volume.filesystem,
+        options=volume.options,
+        bind=None,
+        format=blank,
+        user=volume.user,
+        group=volume.group,
+        fstab=True,
+        within=volume.within,
+    )
+    return attach, mount
+
+
+def record(app: str, release: str) -> str:
+    """The name under which the instance remembers the volume of a release."""
+    return f"app.{app}.{release}"
+
+
+def volume_record(role: str, volume: DataVolume) -> str:
+    """The name under which the instance remembers a role's volume."""
+    return f"role.{role}.{volume.name}"
+
+
+def _mounted(name: str, place: str, source: EbsSource, bind: str | None) -> Step:
+    return MountedVolume(
+        record=name,
+        mountpoint=place,
+        filesystem="xfs",
+        options=source.options,
+        bind=bind,
+        format=False,
+        user=None,
+        group=None,
+        fstab=True,
+        within=source.within,
+    )
+
+
+def _here(what: str, moment: Moment) -> tuple[str, str]:
+    if moment.instance_id is None or moment.zone is None:
+        raise BootagentError(
+            f"{what} needs a volume, and it is not known which instance this is, in which availability zone",
+            remedy="allow instance metadata",
+        )
+    return moment.instance_id, moment.zone

@@ -1,0 +1,90 @@
+"""The NFS source: the release that the server's ``current`` names.
+
+Everything below the mountpoint is asked by a child under a deadline, since a server that dies hangs whoever asks.
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+from bootagent import mounts
+from bootagent.config.model import App, NfsSource
+from bootagent.errors import BootagentError, CommandError, MachineError
+from bootagent.machine import Identity, Machine
+from bootagent.sources.revision import InPlace, Revision, Tree
+
+ASK_SECONDS = 15.0
+REVISION = "REVISION"
+
+
+def resolve(machine: Machine, app: App, source: NfsSource) -> Revision:
+    """Read where ``current`` leads and what its REVISION says. The export must be mounted.
+
+    Raises MachineError when the server does not answer, BootagentError when there is no release to see.
+    """
+    asked = f"{source.mountpoint}/{source.path}" if source.copy else f"{app.deploy_to}/current"
+    ask = _Asker(machine, machine.identity(app.user, app.group))
+    if mounts.at(machine, source.mountpoint) is None:
+        raise MachineError(f"{source} is not mounted at {source.mountpoint}")
+    target = ask.link(asked)
+    place = asked if target is None else _seen(ask, asked, target, copied=source.copy)
+    if not ask.is_directory(place):
+        raise BootagentError(f"{asked} of {source} is no release", remedy="deploy to the server first")
+    revision = ask.first_line(f"{place}/{REVISION}")
+    name = PurePosixPath(target).name if target else revision or ask.identity(place)
+    made = revision or ask.identity(place)
+    return Revision(
+        id=f"nfs:{source.server}:{source.export}:{name}:{made}",
+        label=name,
+        origin=f"{source}/{source.path if source.copy else 'current'}",
+        content=Tree(place) if source.copy else InPlace(),
+    )
+
+
+def _seen(ask: _Asker, link: str, target: str, *, copied: bool) -> str:
+    """The directory that a link on the server means, as it is seen here: the mount may stand elsewhere than there."""
+    if ask.is_directory(link):
+        return link
+    parts = PurePosixPath(target).parts[-2:]
+    moved = str(PurePosixPath(link).parent.joinpath(*parts))
+    if copied and ask.is_directory(moved):
+        return moved
+    raise BootagentError(
+        f"{link} leads to {target}, which is not to be seen on this machine",
+        remedy="mount the export where the server has it, make the link relative, or set copy = true",
+    )
+
+
+class _Asker:
+    """Asks about paths that may hang, as the app's user."""
+
+    def __init__(self, machine: Machine, identity: Identity | None) -> None:
+        self._machine = machine
+        self._identity = identity
+
+    def link(self, path: str) -> str | None:
+        """Where a symbolic link points; None for anything else."""
+        return self._ask("readlink", "--", self._real(path))
+
+    def is_directory(self, path: str) -> bool:
+        """Whether it is one, links followed."""
+        return self._ask("test", "-d", self._real(path)) is not None
+
+    def first_line(self, path: str) -> str | None:
+        """Of a file; None when there is none that can be read, or it is empty."""
+        said = self._ask("head", "-c", "200", "--", self._real(path))
+        return next(iter((said or "").strip().splitlines()), None)
+
+    def identity(self, path: str) -> str:
+        """What changes when a directory is another one, or gets or loses an entry."""
+        return self._ask("stat", "--dereference", "--format=%i.%Y", "--", self._real(path)) or "unknown"
+
+    def _real(self, path: str) -> str:
+        return mounts.place(self._machine, path)
+
+    def _ask(self, *argv: str) -> str | None:
+        try:
+            done = self._machine.run(argv, timeout=ASK_SECONDS, identity=self._identity, check=False)
+        except CommandError as error:
+            raise MachineError(f"the NFS server does not answer: {error.sentence}") from error
+        return done.stdout.rstrip("\n") if done.returncode == 0 else None
