@@ -129,6 +129,10 @@ class Disks(AbstractContextManager["Disks"]):
         """Let a snapshot be in use by an image: it cannot be deleted."""
         self._ebs.snapshots[snapshot_id].used_by = user
 
+    def release(self, snapshot_id: str) -> None:
+        """Let a snapshot that was in use be in use no more."""
+        self._ebs.snapshots[snapshot_id].used_by = None
+
     # --- what there is ---------------------------------------------------------------------------------------
 
     @property

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import boto3
 import pytest
+from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from bootagent.sandbox.cloud import Cloud
 from bootagent.sandbox.disks import Disks
-from bootagent.sandbox.loop_host import LoopHost, serial
+from bootagent.sandbox.loop_host import LoopHost, mounts_below, serial
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2 import EC2Client
@@ -48,6 +51,10 @@ def run(*argv: str | Path) -> str:
     done = subprocess.run([str(word) for word in argv], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def loops_of(file: Path) -> str:
+    return run("losetup", "--noheadings", "--associated", file).strip()
 
 
 def code_of(call: Callable[[], object]) -> str:
@@ -147,3 +154,372 @@ def test_a_snapshot_of_a_directory_is_restored_with_its_owners(
         run("xfs_growfs", point)
         space = os.statvfs(point)
         assert space.f_blocks * space.f_frsize > 2 * 1024**3
+
+
+def test_volumes_grow_while_they_are_mounted(
+    disks: Disks, ec2: EC2Client, loops: LoopHost, here: str, machine_root: Path
+) -> None:
+    volume_id = available(disks, ec2)
+    plugged(disks, ec2, volume_id, here)
+    change = ec2.modify_volume(VolumeId=volume_id, Size=2)["VolumeModification"]
+    assert (change["ModificationState"], change["OriginalSize"], change["TargetSize"]) == ("modifying", 1, 2)
+    size = machine_root / "sys/block/nvme1n1/size"
+    until(lambda: int(size.read_text()) == 2 * 1024**3 // 512, "a bigger device")
+    assert int(run("blockdev", "--getsize64", loops.node(volume_id) or "")) == 2 * 1024**3
+    assert disks.volumes[volume_id].size == 2
+    assert code_of(lambda: ec2.modify_volume(VolumeId=volume_id, Size=1)) == "InvalidParameterValue"
+
+
+def test_a_snapshot_holds_what_was_there_when_it_was_asked_for(
+    disks: Disks, ec2: EC2Client, loops: LoopHost, here: str, machine_root: Path
+) -> None:
+    volume_id = available(disks, ec2)
+    plugged(disks, ec2, volume_id, here)
+    run("mkfs.ext4", "-q", loops.node(volume_id) or "")
+    point = machine_root / "mnt"
+    point.mkdir()
+    run("mount", loops.node(volume_id) or "", point)
+    (point / "early").touch()
+    run("fsfreeze", "--freeze", point)
+    tags = [{"ResourceType": "snapshot", "Tags": [{"Key": "App", "Value": "web"}]}]
+    made = ec2.create_snapshot(VolumeId=volume_id, Description="d", TagSpecifications=tags)  # type: ignore[arg-type]
+    run("fsfreeze", "--unfreeze", point)
+    (point / "late").touch()
+    run("umount", point)
+    assert (made["State"], made["Tags"]) == ("pending", [{"Key": "App", "Value": "web"}])
+    assert code_of(lambda: available(disks, ec2, SnapshotId=made["SnapshotId"])) == "IncorrectState"
+    until(lambda: disks.snapshots[made["SnapshotId"]].state == "completed", "a snapshot")
+
+    copy = available(disks, ec2, SnapshotId=made["SnapshotId"])
+    plugged(disks, ec2, copy, here, "/dev/sdg")
+    run("mount", loops.node(copy) or "", point)
+    assert (point / "early").exists() and not (point / "late").exists()
+    disks.hold(made["SnapshotId"])
+    assert code_of(lambda: ec2.delete_snapshot(SnapshotId=made["SnapshotId"])) == "InvalidSnapshot.InUse"
+    disks.release(made["SnapshotId"])
+    ec2.delete_snapshot(SnapshotId=made["SnapshotId"])
+    assert disks.snapshots == {}
+    assert code_of(lambda: ec2.delete_snapshot(SnapshotId=made["SnapshotId"])) == "InvalidSnapshot.NotFound"
+
+
+# --- what is refused -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("request_", "code"),
+    [
+        ({}, "MissingParameter"),
+        ({"SnapshotId": "snap-0123456789abcdef0"}, "InvalidSnapshot.NotFound"),
+        ({"Size": 1, "VolumeType": "gp9"}, "UnknownVolumeType"),
+        ({"Size": 1, "VolumeType": "gp2", "Iops": 3000}, "InvalidParameterCombination"),
+        ({"Size": 1, "VolumeType": "io2"}, "MissingParameter"),
+        ({"Size": 1, "VolumeType": "gp2", "Throughput": 200}, "InvalidParameterCombination"),
+        ({"Size": 1, "VolumeType": "gp3", "Iops": 100}, "InvalidParameterValue"),
+        ({"Size": 1, "KmsKeyId": "alias/x"}, "InvalidParameterDependency"),
+        ({"Size": 1, "VolumeInitializationRate": 200}, "InvalidParameterCombination"),
+        ({"Size": 1, "AvailabilityZone": "eu-west-1z"}, "InvalidZone.NotFound"),
+        ({"Size": 1, "ClientToken": "t" * 65}, "InvalidParameterValue"),
+    ],
+)
+def test_a_volume_that_cannot_be_is_refused(disks: Disks, ec2: EC2Client, request_: dict[str, Any], code: str) -> None:
+    assert code_of(lambda: ec2.create_volume(**{"AvailabilityZone": ZONE, **request_})) == code
+    assert disks.volumes == {}
+
+
+def test_a_snapshot_needs_a_volume_of_its_size(disks: Disks, ec2: EC2Client, tmp_path: Path) -> None:
+    snapshot_id = disks.snapshot_of(tmp_path, tags={}, filesystem="ext4", size_mib=1500)
+    with pytest.raises(ClientError, match="expect size >= 2GB"):
+        ec2.create_volume(AvailabilityZone=ZONE, SnapshotId=snapshot_id, Size=1)
+    made = ec2.create_volume(
+        AvailabilityZone=ZONE,
+        SnapshotId=snapshot_id,
+        VolumeType="gp3",
+        Encrypted=True,
+        KmsKeyId="alias/x",
+        Throughput=250,
+        VolumeInitializationRate=200,
+    )
+    assert (made["Size"], made["SnapshotId"], made["Encrypted"], made["KmsKeyId"], made["Throughput"]) == (
+        2,
+        snapshot_id,
+        True,
+        "alias/x",
+        250,
+    )
+    assert disks.volumes[made["VolumeId"]].initialization_rate == 200
+
+
+def test_a_token_makes_one_volume(disks: Disks, ec2: EC2Client) -> None:
+    asked: dict[str, Any] = {"AvailabilityZone": ZONE, "Size": 1, "ClientToken": "t"}
+    first = ec2.create_volume(**asked)["VolumeId"]
+    assert ec2.create_volume(**asked)["VolumeId"] == first
+    assert code_of(lambda: ec2.create_volume(**{**asked, "Size": 2})) == "IdempotentParameterMismatch"
+    until(lambda: disks.volumes[first].state == "available", "an available volume")
+    ec2.delete_volume(VolumeId=first)
+    until(lambda: not disks.volumes, "no volume")
+    assert code_of(lambda: ec2.create_volume(**asked)) == "IdempotentParameterMismatch"
+
+    disks.faults.failing_volumes = 1
+    failed = ec2.create_volume(**{**asked, "ClientToken": "u"})["VolumeId"]
+    until(lambda: disks.volumes[failed].state == "error", "a failed volume")
+    assert code_of(lambda: ec2.create_volume(**{**asked, "ClientToken": "u"})) == "IdempotentParameterMismatch"
+    ec2.delete_volume(VolumeId=failed)
+    disks.faults.volume_limit = 0
+    assert code_of(lambda: ec2.create_volume(**{**asked, "ClientToken": "v"})) == "VolumeLimitExceeded"
+
+
+def test_attachments_that_cannot_be_are_refused(disks: Disks, ec2: EC2Client, here: str) -> None:
+    def refused(volume_id: str, device: str = "/dev/sdg", instance_id: str = here) -> str:
+        return code_of(lambda: ec2.attach_volume(VolumeId=volume_id, InstanceId=instance_id, Device=device))
+
+    creating = ec2.create_volume(AvailabilityZone=ZONE, Size=1)["VolumeId"]
+    assert refused(creating) == "IncorrectState"
+    far, volume_id = available(disks, ec2, AvailabilityZone="eu-west-1b"), available(disks, ec2)
+    assert refused(far) == "InvalidVolume.ZoneMismatch"
+    assert refused("vol-0123456789abcdef0") == "InvalidVolume.NotFound"
+    assert refused(volume_id, instance_id="i-0123456789abcdef0") == "InvalidInstanceID.NotFound"
+    assert refused(volume_id, "sdg") == "InvalidParameterValue"
+    plugged(disks, ec2, volume_id, here)
+    assert refused(volume_id) == "VolumeInUse"
+    with pytest.raises(ClientError, match=r"Invalid value '/dev/sdf' for unixDevice.*/dev/sdf is already in use"):
+        ec2.attach_volume(VolumeId=creating, InstanceId=here, Device="/dev/sdf")
+    disks.faults.occupied_devices.add("/dev/sdh")
+    assert refused(creating, "/dev/sdh") == "InvalidParameterValue"
+    assert code_of(lambda: ec2.detach_volume(VolumeId=creating)) == "IncorrectState"
+    assert code_of(lambda: ec2.detach_volume(VolumeId=volume_id, Device="/dev/sdx")) == "InvalidAttachment.NotFound"
+
+
+# --- finding and tagging -------------------------------------------------------------------------------------
+
+
+def test_volumes_are_found_by_what_they_are(disks: Disks, ec2: EC2Client, here: str) -> None:
+    def found(**filters: str) -> set[str]:
+        asked = [
+            {"Name": name.replace("__", ":").replace("_", "-"), "Values": [value]} for name, value in filters.items()
+        ]
+        return {v["VolumeId"] for v in ec2.describe_volumes(Filters=asked)["Volumes"]} & disks.volumes.keys()  # type: ignore[arg-type]
+
+    tags: Any = [{"ResourceType": "volume", "Tags": [{"Key": "App", "Value": "web [1]"}]}]
+    web, plain = available(disks, ec2, TagSpecifications=tags), available(disks, ec2, AvailabilityZone="eu-west-1b")
+    assert found(tag__App="web [1]") == found(tag_key="App") == found(tag__App="w*]") == {web}
+    assert found(tag__App="web 1") == found(tag__app="web [1]") == set()
+    assert found(availability_zone="eu-west-1b") == {plain}
+    assert found(status="available") == {web, plain}
+    plugged(disks, ec2, web, here)
+    assert found(status="in-use") == {web}
+    by_instance: Any = [{"Name": "attachment.instance-id", "Values": [here]}]
+    # The root volume is there, too.
+    assert len(ec2.describe_volumes(Filters=by_instance)["Volumes"]) == 2
+    assert code_of(lambda: found(colour="red")) == "InvalidParameterValue"
+
+    ec2.create_tags(Resources=[plain, web], Tags=[{"Key": "A", "Value": "1"}])
+    ec2.delete_tags(Resources=[web], Tags=[{"Key": "App"}, {"Key": "A", "Value": "2"}])
+    assert (disks.volumes[plain].tags, disks.volumes[web].tags) == ({"A": "1"}, {"A": "1"})
+    assert code_of(lambda: ec2.create_tags(Resources=["vol-0123456789abcdef0"], Tags=[])) == "InvalidVolume.NotFound"
+
+
+def test_many_come_in_pages(disks: Disks, ec2: EC2Client) -> None:
+    for _ in range(7):
+        ec2.create_volume(AvailabilityZone=ZONE, Size=1)
+    disks.faults.page_size = 3
+    pages = list(ec2.get_paginator("describe_volumes").paginate())
+    assert [len(page["Volumes"]) for page in pages] == [3, 3, 2]
+    assert {v["VolumeId"] for page in pages for v in page["Volumes"]} > disks.volumes.keys()
+
+
+def test_snapshots_are_seen_by_their_owners(disks: Disks, ec2: EC2Client, tmp_path: Path) -> None:
+    ours = disks.snapshot_of(tmp_path, tags={"App": "web"}, filesystem="ext4", size_mib=64)
+    theirs = disks.snapshot_of(tmp_path, tags={"App": "web"}, filesystem="ext4", size_mib=64, owner="210987654321")
+
+    def found(*owners: str) -> set[str]:
+        shown = ec2.describe_snapshots(OwnerIds=owners, Filters=[{"Name": "status", "Values": ["completed"]}])
+        return {s["SnapshotId"] for s in shown["Snapshots"]}
+
+    assert (found("self"), found("210987654321"), found()) == ({ours}, {theirs}, {ours, theirs})
+
+
+# --- what may go wrong ---------------------------------------------------------------------------------------
+
+
+def test_fresh_things_are_not_seen_at_once(disks: Disks, ec2: EC2Client) -> None:
+    disks.faults.unseen, disks.faults.search_lag = 2, 1.0
+    tags: Any = [{"ResourceType": "volume", "Tags": [{"Key": "App", "Value": "web"}]}]
+    volume_id = ec2.create_volume(AvailabilityZone=ZONE, Size=1, TagSpecifications=tags)["VolumeId"]
+    for _ in range(2):
+        assert code_of(lambda: ec2.describe_volumes(VolumeIds=[volume_id])) == "InvalidVolume.NotFound"
+    assert ec2.describe_volumes(VolumeIds=[volume_id])["Volumes"]
+    by_tag: Any = [{"Name": "tag:App", "Values": ["web"]}]
+    assert ec2.describe_volumes(Filters=by_tag)["Volumes"] == []
+    until(lambda: ec2.describe_volumes(Filters=by_tag)["Volumes"], "a volume that is found")
+
+
+def test_an_attachment_can_be_stuck(disks: Disks, ec2: EC2Client, loops: LoopHost, here: str) -> None:
+    volume_id = available(disks, ec2)
+    disks.timing.attach = disks.timing.detach = 0.01
+    disks.faults.stuck_attachments = 1
+    ec2.attach_volume(VolumeId=volume_id, InstanceId=here, Device="/dev/sdf")
+    time.sleep(0.3)
+    assert disks.volumes[volume_id].attachment.state == "attaching"  # type: ignore[union-attr]
+    assert loops.node(volume_id) is None
+    ec2.detach_volume(VolumeId=volume_id, Force=True)
+    assert disks.forced == [volume_id]
+    until(lambda: disks.volumes[volume_id].state == "available", "a detached volume")
+    plugged(disks, ec2, volume_id, here)
+    disks.faults.stuck_detachments = 1
+    ec2.detach_volume(VolumeId=volume_id)
+    time.sleep(0.3)
+    assert disks.volumes[volume_id].attachment.state == "detaching"  # type: ignore[union-attr]
+
+
+def test_devices_come_late_and_in_another_order(disks: Disks, ec2: EC2Client, loops: LoopHost, here: str) -> None:
+    first, second, third = (available(disks, ec2) for _ in range(3))
+    disks.faults.reversed_arrivals = 1
+    ec2.attach_volume(VolumeId=first, InstanceId=here, Device="/dev/sdf")
+    until(lambda: disks.volumes[first].attachment.state == "attached", "an attachment")  # type: ignore[union-attr]
+    assert loops.node(first) is None
+    plugged(disks, ec2, second, here, "/dev/sdg")
+    node = until(lambda: loops.node(first), "the device that was held back")
+    other = loops.node(second)
+    assert other and (other.name, node.name) == ("nvme1n1", "nvme2n1")
+
+    disks.faults.device_late = 0.8
+    ec2.attach_volume(VolumeId=third, InstanceId=here, Device="/dev/sdh")
+    until(lambda: disks.volumes[third].attachment.state == "attached", "an attachment")  # type: ignore[union-attr]
+    time.sleep(0.3)
+    assert loops.node(third) is None
+    until(lambda: loops.node(third), "the late device")
+
+
+def test_snapshots_can_fail_or_last(disks: Disks, ec2: EC2Client) -> None:
+    volume_id = available(disks, ec2)
+    disks.faults.pending_snapshots = 5
+    made = [ec2.create_snapshot(VolumeId=volume_id)["SnapshotId"] for _ in range(5)]
+    assert code_of(lambda: ec2.create_snapshot(VolumeId=volume_id)) == "ConcurrentSnapshotLimitExceeded"
+    time.sleep(0.5)
+    assert {found.state for found in disks.snapshots.values()} == {"pending"}
+    disks.complete(made[0])
+    disks.faults.failing_snapshots = 1
+    failing = ec2.create_snapshot(VolumeId=volume_id)["SnapshotId"]
+    until(lambda: disks.snapshots[failing].state == "error", "a failed snapshot")
+    shown = {s["SnapshotId"]: s["State"] for s in ec2.describe_snapshots(OwnerIds=["self"])["Snapshots"]}
+    assert (shown[made[0]], shown[made[1]], shown[failing]) == ("completed", "pending", "error")
+
+
+def test_what_the_instance_asks_can_be_throttled_watched_and_counted(
+    cloud: Cloud, disks: Disks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {**cloud.environment(), "AWS_ACCESS_KEY_ID": "AKIAINSIDE", "AWS_SECRET_ACCESS_KEY": "s"}.items():
+        monkeypatch.setenv(name, value)
+    inside = boto3.session.Session(region_name=cloud.region).client(
+        "ec2", config=Config(retries={"total_max_attempts": 1})
+    )
+    seen: list[tuple[str, bool, int]] = []
+    cloud.api.listen(lambda call, done: seen.append((call.action, done, len(disks.volumes))))
+    cloud.api.fail("ec2", "CreateVolume", code="RequestLimitExceeded", status=503)
+    assert code_of(lambda: inside.create_volume(AvailabilityZone=ZONE, Size=1)) == "RequestLimitExceeded"
+    inside.create_volume(AvailabilityZone=ZONE, Size=1)
+    assert seen == [("CreateVolume", False, 0), ("CreateVolume", False, 0), ("CreateVolume", True, 1)]
+    assert cloud.count("ec2", "CreateVolume") == 2
+
+
+# --- instances come and go -----------------------------------------------------------------------------------
+
+
+def test_an_instance_is_replaced_and_its_data_stays(
+    cloud: Cloud, disks: Disks, ec2: EC2Client, here: str, loops: LoopHost, machine_root: Path, tmp_path: Path
+) -> None:
+    data, scratch = available(disks, ec2), available(disks, ec2)
+    plugged(disks, ec2, data, here, "/dev/sdf")
+    plugged(disks, ec2, scratch, here, "/dev/sdg")
+    mapping: Any = {"DeviceName": "/dev/sdg", "Ebs": {"DeleteOnTermination": True}}
+    ec2.modify_instance_attribute(InstanceId=here, BlockDeviceMappings=[mapping])
+    shown = ec2.describe_instance_attribute(InstanceId=here, Attribute="blockDeviceMapping")["BlockDeviceMappings"]
+    assert {m["DeviceName"]: m["Ebs"]["DeleteOnTermination"] for m in shown} == {
+        "/dev/xvda": True,
+        "/dev/sdf": False,
+        "/dev/sdg": True,
+    }
+    run("mkfs.xfs", "-q", loops.node(data) or "")
+    point = machine_root / "mnt"
+    point.mkdir()
+    run("mount", loops.node(data) or "", point)
+    (point / "kept").write_text("kept")
+
+    with Cloud(beside=cloud) as second:
+        assert second.instance.instance_id != here
+        root = tmp_path / "second"
+        other = LoopHost(root)
+        disks.add_machine(second, other)
+        there = second.instance.instance_id
+        assert code_of(lambda: ec2.attach_volume(VolumeId=data, InstanceId=there, Device="/dev/sdf")) == "VolumeInUse"
+        disks.terminate_instance()
+        until(lambda: disks.volumes.keys() == {data}, "the scratch volume's end")
+        until(lambda: disks.volumes[data].state == "available", "the data volume's release")
+        states = ec2.describe_instances(InstanceIds=[here])["Reservations"][0]["Instances"][0]["State"]["Name"]
+        assert states in ("shutting-down", "terminated")
+        assert code_of(lambda: ec2.attach_volume(VolumeId=data, InstanceId=here, Device="/dev/sdf")) == "IncorrectState"
+
+        plugged(disks, ec2, data, there)
+        second_point = tmp_path / "mnt"
+        second_point.mkdir()
+        run("mount", until(lambda: other.node(data), "a device"), second_point)
+        assert (second_point / "kept").read_text() == "kept"
+        run("umount", second_point)
+
+
+def test_a_loop_host_that_closes_leaves_nothing(
+    private_mounts: None, machine_root: Path, volumes_directory: Path
+) -> None:
+    file = volumes_directory / "content"
+    with file.open("wb") as content:
+        content.truncate(64 * 1024**2)
+    host = LoopHost(machine_root)
+    host.plug("vol-0123456789abcdef0", file, "/dev/sdf")
+    node = host.node("vol-0123456789abcdef0")
+    assert node
+    run("mkfs.ext4", "-q", node)
+    point = machine_root / "with blank"
+    point.mkdir()
+    run("mount", node, point)
+    with (point / "open").open("w"):
+        host.close()
+        assert mounts_below(machine_root) == []
+        assert not node.exists()
+        assert loops_of(file)
+    until(lambda: not loops_of(file), "no loop device")
+
+
+def test_a_loop_host_that_is_killed_leaves_no_loop_device(
+    private_mounts: None, machine_root: Path, volumes_directory: Path
+) -> None:
+    file = volumes_directory / "content"
+    with file.open("wb") as content:
+        content.truncate(1024**2)
+    program = (
+        "import sys, time; from pathlib import Path; from bootagent.sandbox.loop_host import LoopHost;"
+        "LoopHost(Path(sys.argv[1])).plug('vol-0123456789abcdef0', Path(sys.argv[2]), '/dev/sdf');"
+        "print(flush=True); time.sleep(60)"
+    )
+    argv = [sys.executable, "-c", program, str(machine_root), str(file)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as killed:
+        assert killed.stdout
+        killed.stdout.readline()
+        assert loops_of(file)
+        killed.kill()
+    until(lambda: not loops_of(file), "no loop device")
+
+
+def test_private_mounts_are_seen_by_children_alone(private_mounts: None, machine_root: Path) -> None:
+    point = machine_root / "mnt"
+    point.mkdir()
+    program = (
+        "import subprocess, sys; from pathlib import Path; from bootagent.sandbox import loop_host;"
+        "loop_host.private_mounts();"
+        "subprocess.run(['mount', '-t', 'tmpfs', 'none', sys.argv[1]], check=True);"
+        "subprocess.run(['mountpoint', sys.argv[1]]); sys.stdin.read()"
+    )
+    argv = [sys.executable, "-c", program, str(point)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as inside:
+        assert inside.stdout
+        assert inside.stdout.readline() == f"{point} is a mountpoint\n"
+        assert mounts_below(machine_root) == []
