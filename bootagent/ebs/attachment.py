@@ -60,10 +60,12 @@ def bring(calls: Calls, volume_id: str, instance_id: str, zone: str, first: str)
         refusal = ""
         if volume.state == "available":
             refusal = _ask(calls, volume_id, instance_id, names)
-            since = time.monotonic()
+            if not refusal:
+                since = time.monotonic()
+                continue
         elif volume.state == "in-use":  # attached a moment ago, and to whom does not show yet
             refusal = "in use"
-        _wait(calls, _doing(volume, refusal), volume, **({"refused": refusal} if refusal else {}))
+        _wait(calls, _doing(refusal), volume, **({"refused": refusal} if refusal else {}))
 
 
 def present(calls: Calls, volume_id: str) -> Volume:
@@ -169,10 +171,8 @@ def _wait(calls: Calls, what: str, volume: Volume, *, remedy: str | None = None,
     calls.patience.wait(what, {"volume": volume.id, **details}, remedy)
 
 
-def _doing(volume: Volume, refusal: str) -> str:
-    if volume.state == "creating":
-        return "waiting for the volume to be available"
-    return "waiting for EC2 to attach the volume" if refusal else "waiting for the volume to be attached"
+def _doing(refusal: str) -> str:
+    return "waiting for EC2 to attach the volume" if refusal else "waiting for the volume to be available"
 
 
 def _stuck(volume_id: str, instance_id: str, times: int) -> MachineError:

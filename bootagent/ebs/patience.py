@@ -27,7 +27,8 @@ class Patience:
         self._within = within
         self._deadline = time.monotonic() + within
         self._pause = FIRST_PAUSE
-        self._told: tuple[str, dict[str, object]] | None = None
+        self._now: tuple[str, str] | None = None
+        self._told: set[tuple[str, str]] = set()
 
     @property
     def left(self) -> float:
@@ -39,12 +40,14 @@ class Patience:
 
         Raises MachineError when the deadline has passed.
         """
+        said = ", ".join(f"{key} {value}" for key, value in details.items())
         if self.left <= 0:
-            said = ", ".join(f"{key} {value}" for key, value in details.items())
             raise MachineError(f"gave up {what} after {self._within:g} s ({said})", remedy=remedy)
-        told = (what, dict(details))
-        if told != self._told:
-            self._told, self._pause = told, FIRST_PAUSE
+        waiting = (what, said)
+        if waiting != self._now:
+            self._now, self._pause = waiting, FIRST_PAUSE
+        if waiting not in self._told:
+            self._told.add(waiting)
             self._machine.tell(Note(what, {**details, "within": round(self.left)}))
         # A fleet that boots at once is not to ask at once.
         time.sleep(min(max(self.left, 0.0), self._pause * random.uniform(0.8, 1.2)))

@@ -26,7 +26,7 @@ from bootagent.records import Record
 #: How many volumes a run makes, when they turn out to be in error.
 MOST_ATTEMPTS = 3
 #: How long what EC2 has made may be absent from a look by tags.
-LAG_SECONDS = 15.0
+LAG_SECONDS = 10.0
 RELEASE_SECONDS = 300.0
 
 
