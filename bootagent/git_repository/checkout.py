@@ -8,6 +8,8 @@ refused.
 from __future__ import annotations
 
 import hashlib
+import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,14 +18,15 @@ from bootagent.errors import BootagentError, BundleError, MachineError
 from bootagent.git_repository import mirror, submodules
 from bootagent.git_repository.access import Commit
 from bootagent.git_repository.address import Address, locate, relative
-from bootagent.git_repository.command import Git, GitError, opened
+from bootagent.git_repository.command import Git, GitError
 from bootagent.machine import Identity, Machine, Note
 
 #: Capistrano's ``repo_path``, below ``deploy_to``.
 MIRROR = "repo"
 #: git runs this itself, in the directory it was started in, and says so when it fails: "tar.<format>.command".
 _UNPACK = "tar.unpack.command=tar --extract --preserve-permissions --no-same-owner --file=-"
-_TAR_FAILED = "filter reported error"
+#: What git itself has to complain of, and not of tar.
+_GITS_OWN = re.compile(r"^(fatal|error): (?!.*(filter reported error|Broken pipe))", re.MULTILINE)
 #: How a stand-in of git-lfs begins: its specification, "The Pointer". It has less than 1024 bytes.
 _LFS = "version https://git-lfs.github.com/spec/v1"
 _SHOWN = 3
@@ -46,13 +49,13 @@ def check_out(
     Raises MachineError when the repository cannot be reached in ``within`` seconds, BundleError when the commit cannot
     be used, AwsError when the key cannot be read.
     """
-    with opened(machine, commit.access, identity, within) as git:
-        address = locate(machine, commit.url)
-        place = _Place(root, MIRROR, target)
-        _one(git, address, commit.sha, place)
-        _all_submodules(git, address, commit.sha, place, wanted=commit.submodules)
-        _refuse_stand_ins(git, root, target)
-        mirror.tidy(git, root / MIRROR)
+    git = Git(machine, commit.access, identity, time.monotonic() + within)
+    address = locate(machine, commit.url)
+    place = _Place(root, MIRROR, target)
+    _one(git, address, commit.sha, place)
+    _all_submodules(git, address, commit.sha, place, wanted=commit.submodules)
+    _refuse_stand_ins(git, root, target)
+    mirror.tidy(git, root / MIRROR)
 
 
 def _one(git: Git, address: Address, sha: str, place: _Place) -> None:
@@ -62,7 +65,7 @@ def _one(git: Git, address: Address, sha: str, place: _Place) -> None:
             archive(git, path, sha, place.root / place.target)
             return
         except GitError as error:
-            if _TAR_FAILED in error.tail:
+            if not _GITS_OWN.search(error.tail):
                 raise MachineError(f"{place.root / place.target} cannot be written: {error.said}") from None
             if not again:
                 raise MachineError(f"commit {sha} of {address} cannot be read: {error.said}") from None
@@ -72,7 +75,7 @@ def _one(git: Git, address: Address, sha: str, place: _Place) -> None:
 
 def archive(git: Git, path: Path, sha: str, target: Path) -> None:
     """Unpack the commit's files over what ``target`` holds. Raises GitError."""
-    git.local(f"--git-dir={path}", "archive", "--format=unpack", sha, cwd=target, config=(_UNPACK,))
+    git.local(path, "archive", "--format=unpack", sha, cwd=target, settings=(_UNPACK,))
 
 
 def _all_submodules(git: Git, address: Address, sha: str, place: _Place, *, wanted: bool) -> None:
@@ -115,7 +118,7 @@ def _refuse_stand_ins(git: Git, root: Path, target: str) -> None:
     """Raise BundleError for what git-lfs puts in place of a file's content."""
     words = ["find", ".", "-type", "f", "-size", "-1024c"]
     words += ["-exec", "grep", "--files-with-matches", "--line-regexp", "--fixed-strings", "-e", _LFS, "{}", "+"]
-    lines = git.program(words, cwd=root / target).splitlines()
+    lines = git.program(words, root / target).splitlines()
     names = [line[2:] for line in lines if line.startswith("./") and _begins(root, f"{target}/{line[2:]}")]
     if names:
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,14 +29,17 @@ _ISOLATED = {"GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_
 #: Of what git says, the lines that say nothing.
 _NOISE = re.compile(
     r"Cloning into |Fetching |Please make sure|and the repository exists|warning: |hint: |remote: *$|"
-    r"Could not create directory|error: could not fetch origin|@+|(fatal: )?Could not read from remote repository"
+    r"To add an exception|git config --global|"
+    r"Could not create directory|error: could not fetch origin|@+|tar: Exiting|fatal: 'tar |"
+    r"(fatal: )?Could not read from remote repository"
 )
 _PREFIX = re.compile(r"^(fatal|error|ERROR|remote): ")
-#: How a failure reads that is the remote's or the network's, and no damage to what is here.
-_REMOTE = re.compile(
+#: How a failure reads that is the remote's, the network's or the disk's, so that a new mirror would not help.
+_OUTSIDE = re.compile(
     r"Could not read from remote|unable to access|resolve host|[Cc]onnection |unable to connect|unable to look up|"
     r"early EOF|hung up|RPC failed|curl |Authentication failed|could not read (Username|Password)|"
-    r"does not appear to be a git repository|[Rr]epository .*not found|does not exist|dubious ownership|not allowed"
+    r"does not appear to be a git repository|[Rr]epository .*not found|does not exist|dubious ownership|not allowed|"
+    r"No space left|Disk quota"
 )
 _NOT_INSTALLED = re.compile(r"failed to execute (\S+): No such file")
 
@@ -50,55 +52,58 @@ class GitError(CommandError):
         self.said = said
 
     @property
-    def is_remote(self) -> bool:
-        """Whether it is the remote's or the network's failure."""
-        return _REMOTE.search(self.tail) is not None
+    def is_outside(self) -> bool:
+        """Whether it is the remote's, the network's or the disk's failure, and the mirror is none the worse."""
+        return _OUTSIDE.search(self.tail) is not None
 
 
 @dataclass(frozen=True)
 class Git:
-    """Runs git on behalf of ``identity`` until ``deadline`` (monotonic); ``environment`` is for talking to remotes."""
+    """Runs git on behalf of ``identity`` until ``deadline``, in seconds on the monotonic clock."""
 
     machine: Machine
+    access: Access
     identity: Identity | None
     deadline: float
-    environment: Mapping[str, str]
-    access: Access
 
-    def remote(self, address: Address, *words: str | Path) -> str:
+    def remote(self, address: Address, *words: str | Path, directory: Path | None = None) -> str:
         """Run git where it may talk to ``address``: as the machine and the user have configured it.
 
-        Returns what it printed. Raises GitError when it fails, MachineError when it is late.
+        ``directory`` is the repository it works in. Returns what it printed. Raises GitError when it fails,
+        MachineError when it is late, and AwsError or BootagentError when the key cannot be had.
         """
-        environment = {**self.environment, "GIT_ALLOW_PROTOCOL": address.protocols}
-        return self._run(argv(words), f"git {words[0]} of {address}", environment, None)
+        with key_file(self.machine, self.access, self.identity) as key:
+            ssh = ssh_command(key, self.machine.real(self.access.known_hosts))
+            environment = {
+                **_QUIET,
+                "GIT_ALLOW_PROTOCOL": address.protocols,
+                "GIT_SSH_COMMAND": ssh,
+                "GIT_SSH_VARIANT": "ssh",
+            }
+            return self._git(argv(words, directory), f"git {words[0]} of {address}", environment, None)
 
-    def local(self, *words: str | Path, cwd: Path | None = None, config: Sequence[str] = ()) -> str:
-        """Run git where it talks to nobody and finds no configuration but the repository's own."""
-        environment = {"GIT_ALLOW_PROTOCOL": "", "GIT_LITERAL_PATHSPECS": "1", **_QUIET, **_ISOLATED}
-        return self._run(argv(words, (*_PLAIN_SETTINGS, *config)), "git", environment, cwd)
+    def local(self, directory: Path, *words: str | Path, cwd: Path | None = None, settings: Sequence[str] = ()) -> str:
+        """Run git where it talks to nobody and finds no configuration but the repository's own. Raises as above."""
+        environment = {**_QUIET, **_ISOLATED, "GIT_ALLOW_PROTOCOL": "", "GIT_LITERAL_PATHSPECS": "1"}
+        return self._git(argv(words, directory, (*_PLAIN_SETTINGS, *settings)), f"git {words[0]}", environment, cwd)
 
-    def program(self, words: Sequence[str | Path], *, cwd: Path | None = None) -> str:
-        """Run another program in the same way; whether it fails or not, what it printed."""
+    def program(self, words: Sequence[str | Path], cwd: Path) -> str:
+        """Run another program in the same way; what it printed, whether it failed or not."""
         return self._call([*_TIED, *words], str(words[0]), {}, cwd)[1]
 
-    def left(self) -> float:
-        """Seconds until the deadline, and always a few more than none."""
-        return max(0.1, self.deadline - time.monotonic())
-
-    def _run(self, words: Sequence[str | Path], doing: str, environment: Mapping[str, str], cwd: Path | None) -> str:
+    def _git(self, words: Sequence[str | Path], doing: str, environment: Mapping[str, str], cwd: Path | None) -> str:
         code, output = self._call(words, doing, environment, cwd)
-        if code != 0:
-            if missing := _NOT_INSTALLED.search(output):
-                raise BootagentError(f"{missing[1]} is not installed", remedy=f"install {missing[1]} in the image")
-            tail = without_secrets(plain(output))
-            raise GitError(said(tail) or f"git ended with {code}", tail)
-        return output
+        if code == 0:
+            return output
+        if missing := _NOT_INSTALLED.search(output):
+            raise BootagentError(f"{missing[1]} is not installed", remedy=f"install {missing[1]} in the image")
+        tail = _shown(output)
+        raise GitError(said(tail) or f"git ended with {code}", tail)
 
     def _call(
         self, words: Sequence[str | Path], doing: str, environment: Mapping[str, str], cwd: Path | None
     ) -> tuple[int, str]:
-        timeout = self.left()
+        timeout = max(0.1, self.deadline - time.monotonic())
         try:
             done = self.machine.run(
                 words, timeout=timeout, identity=self.identity, cwd=cwd, env=environment, check=False
@@ -106,9 +111,10 @@ class Git:
         except CommandError as error:
             if time.monotonic() < self.deadline:
                 raise
-            # The command's own words could hold a secret.
+            # Not the error's own sentence: it has the URL, and all that is in it.
+            last = said(_shown(error.tail))
             raise MachineError(
-                f"{doing} did not end in time" + (f": {last}" if (last := said(without_secrets(error.tail))) else ""),
+                f"{doing} did not end in time" + (f": {last}" if last else ""),
                 remedy="check the route to it, or give it more time",
             ) from None
         return done.returncode, done.stdout
@@ -120,20 +126,11 @@ _TIED = ("setpriv", "--pdeathsig", "KILL", "--")
 _QUIET = {"GIT_TERMINAL_PROMPT": "0", "GIT_PAGER": "cat", "LC_ALL": "C.UTF-8"}
 
 
-def argv(words: Sequence[str | Path], settings: Sequence[str] = ()) -> list[str | Path]:
+def argv(words: Sequence[str | Path], directory: Path | None, settings: Sequence[str] = ()) -> list[str | Path]:
     """The command line of git, which dies with us; ``settings`` come after our own."""
     configured = [word for setting in (*_SETTINGS, *settings) for word in ("-c", setting)]
-    return [*_TIED, "git", "--no-replace-objects", *configured, *words]
-
-
-@contextlib.contextmanager
-def opened(machine: Machine, access: Access, identity: Identity | None, within: float) -> Iterator[Git]:
-    """git with the means to get in, for ``within`` seconds. Raises AwsError and BootagentError: there is no key."""
-    deadline = time.monotonic() + within
-    with key_file(machine, access, identity) as key:
-        ssh = ssh_command(key, machine.real(access.known_hosts))
-        environment = {**_QUIET, "GIT_SSH_COMMAND": ssh, "GIT_SSH_VARIANT": "ssh"}
-        yield Git(machine, identity, deadline, environment, access)
+    where = [f"--git-dir={directory}"] if directory else []
+    return [*_TIED, "git", "--no-replace-objects", *configured, *where, *words]
 
 
 def explained(doing: str, address: Address, error: GitError, access: Access) -> MachineError:
@@ -162,3 +159,7 @@ def said(tail: str) -> str:
     lines = [line.strip() for line in tail.splitlines()]
     telling = [_PREFIX.sub("", line).rstrip(".") for line in lines if line and not _NOISE.match(line)]
     return "; ".join(telling[-2:]) or next((_PREFIX.sub("", line).rstrip(".") for line in lines if line), "")
+
+
+def _shown(output: str) -> str:
+    return without_secrets(plain(output.replace("\r", "\n")))

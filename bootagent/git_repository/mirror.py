@@ -64,7 +64,7 @@ def renew(git: Git, address: Address, root: Path, place: str) -> None:
 def has(git: Git, path: Path, sha: str) -> bool:
     """Whether the commit is in the mirror."""
     try:
-        git.local(f"--git-dir={path}", "cat-file", "-e", f"{sha}^{{commit}}")
+        git.local(path, "cat-file", "-e", f"{sha}^{{commit}}")
     except GitError:
         return False
     return True
@@ -74,7 +74,7 @@ def tidy(git: Git, path: Path) -> None:
     """Let git pack what many fetches have left, if it thinks it is due. Nothing depends on it."""
     short = replace(git, deadline=min(git.deadline, time.monotonic() + TIDY_SECONDS))
     with contextlib.suppress(CommandError, MachineError):
-        short.local(f"--git-dir={path}", "gc", "--auto", "--quiet", config=("gc.auto=6700", "gc.autoDetach=false"))
+        short.local(path, "gc", "--auto", "--quiet", settings=("gc.auto=6700", "gc.autoDetach=false"))
 
 
 def _update(git: Git, address: Address, path: Path) -> bool:
@@ -84,10 +84,10 @@ def _update(git: Git, address: Address, path: Path) -> bool:
     while True:
         try:
             _point_at(git, address, path)
-            git.remote(address, f"--git-dir={path}", "remote", "update", "--prune")
+            git.remote(address, "remote", "update", "--prune", directory=path)
             return True
         except GitError as error:
-            if error.is_remote:
+            if error.is_outside:
                 raise explained(f"fetch from {address}", address, error, git.access) from None
             if ".lock'" not in error.tail or time.monotonic() > until:
                 git.machine.tell(Note("the mirror is damaged", {"mirror": str(path), "git": error.said}))
@@ -97,17 +97,16 @@ def _update(git: Git, address: Address, path: Path) -> bool:
 
 def _point_at(git: Git, address: Address, path: Path) -> None:
     """The repository may have moved since the mirror was made."""
-    directory = f"--git-dir={path}"
-    if git.local(directory, "config", "--get", "remote.origin.url").strip() != address.real:
-        git.local(directory, "remote", "set-url", "origin", address.real)
+    if git.local(path, "config", "--get", "remote.origin.url").strip() != address.real:
+        git.local(path, "remote", "set-url", "origin", address.real)
 
 
 def _fetch_commit(git: Git, address: Address, path: Path, sha: str) -> None:
     """A commit that no name leads to any more, or that was never under one: most servers give it when asked."""
     try:
-        git.remote(address, f"--git-dir={path}", "fetch", "--quiet", "--no-tags", "origin", sha)
+        git.remote(address, "fetch", "--quiet", "--no-tags", "origin", sha, directory=path)
     except GitError as error:
-        if error.is_remote and "not our ref" not in error.tail:
+        if error.is_outside and "not our ref" not in error.tail:
             raise explained(f"fetch {sha} from {address}", address, error, git.access) from None
         raise MachineError(
             f"{address} does not have commit {sha}: {error.said}",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import re
+import time
 from collections.abc import Mapping
 
 from bootagent.errors import BootagentError, BundleError, MachineError
 from bootagent.git_repository.access import Access
 from bootagent.git_repository.address import Address, locate
-from bootagent.git_repository.command import Git, GitError, explained, opened
+from bootagent.git_repository.command import Git, GitError, explained
 from bootagent.machine import Identity, Machine
 
 #: How long a server may take to say what a name stands for.
@@ -40,11 +41,10 @@ def resolve(
         return ref.lower()
     if not ref or _NEVER.search(ref) or ref == "@":
         raise BootagentError(f"{ref!r} cannot be a git ref")
-    with opened(machine, access, identity, within) as git:
-        found = _ask(git, address, *patterns(ref))
-        if sha := choose(found, ref):
-            return sha
-        raise _unknown(address, ref, _ask(git, address))
+    git = Git(machine, access, identity, time.monotonic() + within)
+    if sha := choose(_ask(git, address, *patterns(ref)), ref):
+        return sha
+    raise _unknown(address, ref, _ask(git, address))
 
 
 def patterns(ref: str) -> list[str]:
@@ -84,6 +84,8 @@ def _ask(git: Git, address: Address, *names: str) -> dict[str, str]:
 def _unknown(address: Address, ref: str, found: Mapping[str, str]) -> BundleError:
     if not found:
         return BundleError(f"{address} is empty: it has no {ref}", remedy="push to it first")
+    if ref == "HEAD":
+        return BundleError(f"HEAD of {address} names a branch that is not there", remedy="name one in source.ref")
     short = {re.sub(r"^refs/(heads|tags)/", "", name): None for name in found if not name.endswith("^{}")}
     near = difflib.get_close_matches(ref, list(short), n=_NEAR)
     return BundleError(

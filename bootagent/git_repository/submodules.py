@@ -24,19 +24,16 @@ class Submodule:
 
 
 def read(git: Git, mirror: Path, sha: str) -> list[Submodule]:
-    """The submodules of a commit, by path. Raises BundleError when one has no URL."""
-    directory = f"--git-dir={mirror}"
+    """The submodules of a commit, by path. Raises BundleError when .gitmodules makes no sense."""
     try:
-        git.local(directory, "cat-file", "-e", f"{sha}:.gitmodules")
-        settings = git.local(directory, "config", "--blob", f"{sha}:.gitmodules", "--null", "--list")
+        git.local(mirror, "cat-file", "-e", f"{sha}:.gitmodules")
+    except GitError:
+        return []
+    try:
+        urls = parse(git.local(mirror, "config", "--blob", f"{sha}:.gitmodules", "--null", "--list"))
+        listing = git.local(mirror, "ls-tree", "-z", "--full-tree", sha, "--", *sorted(urls)) if urls else ""
     except GitError as error:
-        if "config" in error.tail:
-            raise BundleError(f".gitmodules of commit {sha} makes no sense: {error.said}") from None
-        return []
-    urls = parse(settings)
-    if not urls:
-        return []
-    listing = git.local(directory, "ls-tree", "-z", "--full-tree", sha, "--", *sorted(urls))
+        raise BundleError(f".gitmodules of commit {sha} makes no sense: {error.said}") from None
     found = []
     for path, commit in sorted(gitlinks(listing).items()):
         if not (url := urls.get(path)):
