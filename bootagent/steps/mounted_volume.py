@@ -50,7 +50,7 @@ class MountedVolume:
     def is_satisfied(self, machine: Machine) -> bool:
         """Whether it is mounted in both places from the device with the volume's serial, and all is written down."""
         record = records.load(machine, self.record)
-        device = disks.find(machine, record.volume_id) if record and record.volume_id else None
+        device = disks.find(machine, record.volume_id, record.device) if record and record.volume_id else None
         if record is None or device is None:
             return False
         mounted = mounts.at(machine, self.mountpoint)
@@ -69,8 +69,9 @@ class MountedVolume:
         """
         deadline = time.monotonic() + self.within
         record = self._attached(machine)
-        device = disks.wait(machine, record.volume_id or "", self.within)
+        device = disks.wait(machine, record.volume_id or "", self.within, record.device)
         self._refuse_strangers(machine, device)
+        self._fstab_is_so(machine, device, self.filesystem)  # raises what would stop us later
         for point in self._points:
             mounts.make_mountpoint(machine, point, empty=point == self.bind)
         filesystem = self._filesystem(machine, record, device)
@@ -101,7 +102,7 @@ class MountedVolume:
             return mounted[0].filesystem
         if record.blank:  # a mkfs of a run that was killed goes on
             disks.wait_until_free(machine, device, self.within)
-        disks.verify(machine, device, record.volume_id or "")
+        disks.verify(machine, device, record.volume_id or "", record.device)
         found = disks.content(machine, device)
         if found.filesystem:
             return found.filesystem
@@ -111,13 +112,22 @@ class MountedVolume:
                 remedy="only volumes with a filesystem on the whole disk can be mounted; nothing on it was changed",
             )
         if not (self.format and record.blank):
-            raise BootagentError(
-                f"cannot mount {record.volume_id}: it has no filesystem, and was not made blank by bootagent",
-                remedy=f"if nothing on it is needed, make one by hand: mkfs.{self.filesystem}",
-            )
-        disks.make_filesystem(machine, device, record.volume_id or "", self.filesystem)
+            raise self._unformatted(machine, record, device)
+        disks.make_filesystem(machine, device, record.volume_id or "", self.filesystem, asked=record.device)
         machine.tell(Note("filesystem made", {"volume": record.volume_id, "filesystem": self.filesystem}))
         return self.filesystem
+
+    def _unformatted(self, machine: Machine, record: Record, device: Path) -> BootagentError:
+        if reason := disks.why_not_blank(machine, device):
+            return BootagentError(
+                f"cannot mount {record.volume_id} ({device}): it shows no filesystem, yet is not blank: {reason}",
+                remedy=f"its filesystem may be damaged: look at it with {_CHECKS[self.filesystem]} {device}; "
+                "it was not changed",
+            )
+        return BootagentError(
+            f"cannot mount {record.volume_id}: it is blank, but was not made to be formatted by bootagent",
+            remedy=f"if it is the right volume, make a filesystem on it by hand: mkfs.{self.filesystem}",
+        )
 
     def _finished(self, machine: Machine, record: Record, device: Path) -> Record:
         size = disks.size_bytes(machine, device)
@@ -155,7 +165,7 @@ class MountedVolume:
     def _mount_at(
         self, machine: Machine, point: str, record: Record, device: Path, filesystem: str, deadline: float
     ) -> None:
-        disks.verify(machine, device, record.volume_id or "")
+        disks.verify(machine, device, record.volume_id or "", record.device)
         try:
             mounts.mount(machine, device, point, filesystem, self._options(filesystem), _left(deadline))
         except MachineError as error:
