@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+from bootagent.sandbox.cloud import Cloud
 from bootagent.sandbox.disks import Disks
-from tests.conftest import Agent
+from bootagent.sandbox.loop_host import LoopHost
+from tests.conftest import TAGS, Agent, agent_argv
 from tests.host.stage import SERVER, App, Stage
 
 pytest_plugins = ("tests.host.disks",)
@@ -85,3 +90,159 @@ def test_a_whole_deploy_to_on_a_volume(
     (volume,) = disks.volumes.values()
     assert volume.snapshot_id == second
     assert set(mounted(machine_root)) == {"/cp", "/srv/web"}
+
+
+def test_what_does_not_work_is_taken_back_and_then_given_back(
+    disks: Disks, stage: Stage, web: App, agent: Agent, tmp_path: Path, machine_root: Path
+) -> None:
+    stage.configure(configured(web, SOURCE))
+    first = snapshot(disks, tmp_path, "one")
+    assert agent("reconfigure").code == 0
+    broken = tree(tmp_path / "broken", {"releases/2/VERSION": "two", "releases/2/server.py": "raise SystemExit(1)"})
+    (broken / "current").symlink_to("releases/2")
+    disks.snapshot_of(broken, tags={"Name": "web"})
+    ran = agent("reconfigure")
+    assert ran.code == 3, ran.stderr
+    assert f"release {first} was put back and serves" in ran.stderr
+    assert web.answer() == "one"
+    ran = agent("reconfigure")
+    assert ran.code == 3, ran.stderr
+    assert "failed before" in ran.stderr
+    assert web.answer() == "one"
+    assert [volume.snapshot_id for volume in disks.volumes.values()] == [first]
+    third = snapshot(disks, tmp_path, "three")
+    assert agent("reconfigure").code == 0
+    assert web.answer() == "three"
+    assert [volume.snapshot_id for volume in disks.volumes.values()] == [third]
+
+
+def test_a_snapshot_that_cannot_be_mounted_leaves_the_old_one_in_its_place(
+    disks: Disks, stage: Stage, web: App, agent: Agent, tmp_path: Path, machine_root: Path
+) -> None:
+    stage.configure(configured(web, SOURCE))
+    snapshot(disks, tmp_path, "one")
+    assert agent("reconfigure").code == 0
+    pid, before = web.pid(), mounted(machine_root)
+    damaged = disks.snapshot_of(tree(tmp_path / "two", {"x": "y"}), tags={"Name": "web"})
+    with disks.snapshots[damaged].file.open("r+b") as file:
+        file.seek(4096)
+        file.write(os.urandom(1 << 20))
+    ran = agent("reconfigure")
+    assert ran.code == 3, ran.stderr
+    assert "xfs_repair -n" in ran.stderr
+    assert (web.pid(), mounted(machine_root)) == (pid, before)
+
+
+def test_a_release_of_its_own_on_each_volume(
+    disks: Disks, stage: Stage, web: App, agent: Agent, tmp_path: Path, machine_root: Path
+) -> None:
+    source = 'source = { type = "ebs", snapshot = { Name = "web" }, holds = "release" }\nlinked_dirs = ["log"]'
+    stage.configure(configured(web, source))
+    disks.snapshot_of(tree(tmp_path / "one", web.tree("one")), tags={"Name": "web"}, filesystem="ext4")
+    ran = agent("reconfigure")
+    assert ran.code == 0, ran.stderr
+    assert web.answer() == "one"
+    one = web.current
+    assert set(mounted(machine_root)) == {f"/srv/web/releases/{one}"}
+    assert (web.deploy_to / "current/log").resolve() == web.deploy_to / "shared/log"
+
+    second = disks.snapshot_of(tree(tmp_path / "two", web.tree("two")), tags={"Name": "web"}, filesystem="ext4")
+    ran = agent("reconfigure")
+    assert ran.code == 0, ran.stderr
+    assert web.answer() == "two"
+    assert web.releases == [web.current] != [one]
+    assert set(mounted(machine_root)) == {f"/srv/web/releases/{web.current}"}
+    assert [volume.snapshot_id for volume in disks.volumes.values()] == [second]
+    pid = web.pid()
+    ran = agent("reconfigure")
+    assert (ran.code, web.pid()) == (0, pid)
+
+
+def test_what_is_lost_in_a_reboot_comes_again(
+    disks: Disks, stage: Stage, web: App, agent: Agent, tmp_path: Path, machine_root: Path
+) -> None:
+    stage.configure(configured(web, SOURCE))
+    first = snapshot(disks, tmp_path, "one")
+    assert agent("reconfigure").code == 0
+    (machine_root / "cp/shared/upload").write_text("kept")
+    assert agent("stop").code == 0
+    subprocess.run(["umount", machine_root / "srv/web", machine_root / "cp"], check=True)
+    stage.cloud.api.fail("ec2", "DescribeSnapshots", code="UnauthorizedOperation", status=403)
+    ran = agent("reconfigure")
+    assert ran.code == 3, ran.stderr
+    assert "allow ec2:DescribeSnapshots" in ran.stderr
+    assert web.answer() == "one"
+    assert (machine_root / "srv/web/shared/upload").read_text() == "kept"
+    assert [volume.snapshot_id for volume in disks.volumes.values()] == [first]
+
+
+def test_an_image_of_the_instance_takes_none_of_its_volumes(
+    disks: Disks, stage: Stage, web: App, agent: Agent, tmp_path: Path, machine_root: Path, loops: LoopHost
+) -> None:
+    stage.configure(configured(web, SOURCE))
+    snapshot(disks, tmp_path, "one")
+    assert agent("reconfigure").code == 0
+    (old,) = disks.volumes
+    assert agent("stop").code == 0
+    subprocess.run(["umount", machine_root / "srv/web", machine_root / "cp"], check=True)
+    loops.unplug(old)  # the image is started elsewhere; the old instance keeps its volume
+    with Cloud(tags=TAGS, beside=stage.cloud) as cloud:
+        disks.add_machine(cloud, LoopHost(machine_root))
+        ran = agent("reconfigure", env=cloud.environment())
+        assert ran.code == 0, ran.stderr
+        assert web.answer() == "one"
+        attached = {volume_id: volume.instance_id for volume_id, volume in disks.volumes.items()}
+        assert attached.pop(old) == stage.cloud.instance.instance_id
+        assert list(attached.values()) == [cloud.instance.instance_id]
+        assert agent("stop", env=cloud.environment()).code == 0
+
+
+#: Runs the command line, and kills itself (SIGKILL) at the Nth thing it is about to do: a record in the journal, a
+#: program, a file, a call of EC2.
+DRIVER = """
+import os, signal, sys
+from bootagent import cli, journal, machine
+from bootagent.ebs import patience
+left = int(sys.argv.pop(1))
+def counted(owner, name):
+    real = getattr(owner, name)
+    def count(self, *words, **fields):
+        global left
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(self, *words, **fields)
+    setattr(owner, name, count)
+counted(journal.Journal, "record")
+counted(machine.Machine, "run")
+counted(machine.Machine, "write")
+counted(patience.Patience, "call")
+sys.exit(cli.main())
+"""
+
+
+def killed_at(cloud: Cloud, root: Path, number: int) -> bool:
+    argv = [sys.executable, "-c", DRIVER, str(number), *agent_argv(root, "reconfigure")[3:]]
+    done = subprocess.run(argv, env=cloud.process_environment(), capture_output=True, check=False, timeout=120)
+    return done.returncode == -signal.SIGKILL
+
+
+@pytest.mark.timeout(900)
+def test_killed_anywhere_it_leaves_no_stray_volume(
+    disks: Disks, stage: Stage, web: App, agent: Agent, tmp_path: Path, machine_root: Path
+) -> None:
+    """The machine is carried from one kill to the next, each a little further than the last."""
+    stage.configure(configured(web, SOURCE))
+    for version in ("one", "two"):
+        wanted = snapshot(disks, tmp_path, version)
+        kills = 0
+        while killed_at(stage.cloud, machine_root, kills):
+            assert len(disks.volumes) <= 2, "the old one and the new one"
+            kills += 3
+            assert kills < 200
+        assert kills > 20, "the run is as long as expected"
+        assert web.answer() == version
+        assert agent("reconfigure").code == 0
+        assert [volume.snapshot_id for volume in disks.volumes.values()] == [wanted]
+        assert set(mounted(machine_root)) == {"/cp", "/srv/web"}
+        assert (machine_root / "etc/fstab").read_text().count("bind") == 1
