@@ -346,9 +346,11 @@ def test_a_repository_that_has_moved_is_fetched_from_its_new_place(web: Web, rep
 
 
 @pytest.mark.parametrize("damage", ["empty pack", "no HEAD", "empty config", "left lock", "file", "empty refs"])
-def test_a_damaged_mirror_is_made_anew(web: Web, repository: Repository, damage: str) -> None:
-    web.stage(repository.head())
-    sha = repository.commit({"app.rb": "two"})
+@pytest.mark.parametrize("again", [False, True], ids=["another commit", "the same"])
+def test_a_damaged_mirror_is_made_anew(web: Web, repository: Repository, damage: str, again: bool) -> None:
+    sha = repository.commit({"app.rb": "two"}) if again else repository.head()
+    web.stage(sha)
+    sha = sha if again else repository.commit({"app.rb": "two"})
     match damage:
         case "empty pack":
             for pack in (web.mirror / "objects/pack").glob("*.pack"):
@@ -372,6 +374,18 @@ def test_a_damaged_mirror_is_made_anew(web: Web, repository: Repository, damage:
     assert (web.stage(sha) / "app.rb").read_text() == "two"
     assert (web.mirror / "HEAD").exists()
     assert sorted(path.name for path in web.mirror.parent.iterdir()) == ["releases", "repo"]
+
+
+def test_what_many_fetches_leave_is_packed(web: Web, repository: Repository) -> None:
+    web.stage(repository.head())
+    subprocess.run(["git", "config", "--file", str(web.mirror / "config"), "gc.autoPackLimit", "2"], check=True)
+    web.give(web.mirror)
+    packs = []
+    for number in range(4):
+        web.stage(repository.commit({"app.rb": str(number)}))
+        packs.append(len(list((web.mirror / "objects/pack").glob("*.pack"))))
+    assert max(packs) == 2
+    assert min(packs[1:]) == 1
 
 
 def test_a_commit_with_a_file_missing_is_fetched_again(web: Web, repository: Repository) -> None:
