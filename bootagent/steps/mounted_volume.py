@@ -21,6 +21,8 @@ ASIDE = "/run/bootagent/volumes"
 #: However late it is, a mount gets this long.
 LEAST_SECONDS = 10.0
 
+#: Of the options, those that each mountpoint has for itself, see mount(8).
+_FLAGS = frozenset({"ro", "nosuid", "nodev", "noexec", "noatime", "nodiratime"})
 _CHECKS = {"xfs": "xfs_repair -n", "ext4": "e2fsck -n"}
 
 
@@ -56,7 +58,7 @@ class MountedVolume:
         mounted = mounts.at(machine, self.mountpoint)
         return (
             mounted is not None
-            and all(_shows(machine, point, device) for point in self._points)
+            and all(self._shows(machine, point, device) for point in self._points)
             and self._fstab_is_so(machine, device, mounted.filesystem)
             and record == self._finished(machine, record, device)
         )
@@ -80,7 +82,7 @@ class MountedVolume:
             disks.grow(machine, device, self.mountpoint, filesystem)
         if record.blank:
             self._give_away(machine)
-        if self.bind and not _shows(machine, self.bind, device):
+        if self.bind and not self._shows(machine, self.bind, device):
             _clear(machine, self.bind)
             mounts.bind(machine, self.mountpoint, self.bind, _left(deadline))
         if record.blank:
@@ -148,7 +150,7 @@ class MountedVolume:
 
     def _mount(self, machine: Machine, record: Record, device: Path, filesystem: str, deadline: float) -> None:
         aside = f"{ASIDE}/{self.record}"
-        there = _shows(machine, self.mountpoint, device)
+        there = self._shows(machine, self.mountpoint, device)
         replacing = not there and mounts.at(machine, self.mountpoint) is not None
         if replacing:  # what cannot be mounted does not take the place of what works
             _clear(machine, aside)
@@ -186,12 +188,22 @@ class MountedVolume:
     def _refuse_strangers(self, machine: Machine, device: Path) -> None:
         for point in self._points:
             mounted = mounts.at(machine, point)
-            if mounted and not _shows(machine, point, device) and not _is_ours(machine, point, mounted):
+            if mounted and not self._shows(machine, point, device) and not _is_ours(machine, point, mounted):
                 raise BootagentError(
                     f"cannot mount the volume of {self.record} at {point}: {mounted.source} ({mounted.filesystem}) is "
                     "mounted there, and not by bootagent",
                     remedy=f"umount {point}, or choose another mountpoint",
                 )
+
+    def _shows(self, machine: Machine, point: str, device: Path) -> bool:
+        """Whether the root of the device's filesystem is mounted at a logical path, as strictly as was asked for."""
+        mounted = mounts.at(machine, point)
+        return (
+            mounted is not None
+            and mounted.root == "/"
+            and mounted.device == disks.number(device)
+            and _FLAGS.intersection(self.options).issubset(mounted.options)
+        )
 
     # --- fstab -----------------------------------------------------------------------------------------------
 
@@ -207,12 +219,6 @@ class MountedVolume:
 
     def _fstab_is_so(self, machine: Machine, device: Path, filesystem: str) -> bool:
         return fstab.is_so(machine, *self._fstab(machine, device, filesystem))
-
-
-def _shows(machine: Machine, point: str, device: Path) -> bool:
-    """Whether the root of the device's filesystem is mounted at a logical path."""
-    mounted = mounts.at(machine, point)
-    return mounted is not None and mounted.root == "/" and mounted.device == disks.number(device)
 
 
 def _is_ours(machine: Machine, point: str, mounted: Mount) -> bool:

@@ -409,6 +409,19 @@ def test_files_in_deploy_to_are_not_hidden(bench: Bench) -> None:
     assert mounts.at(bench.machine, "/srv/web") is None
 
 
+def test_new_options_are_taken_over_in_both_places(bench: Bench) -> None:
+    bench.volume(APP.record, SnapshotId=bench.snapshot("one"))
+    bench.run(APP)
+    strict = replace(APP, options=("noatime", "nosuid", "nodev"))
+    bench.run(strict)
+    for point in ("/cp", "/srv/web"):
+        found = mounts.at(bench.machine, point)
+        assert found is not None
+        assert {"noatime", "nosuid", "nodev"} <= set(found.options)
+    assert len(mounted_below(bench)) == 2
+    assert ",nosuid,nodev," in bench.fstab
+
+
 # --- fstab ---------------------------------------------------------------------------------------------------
 
 
