@@ -16,6 +16,7 @@ from bootagent.ebs import owner, snapshots
 from bootagent.ebs.calls import Calls, Volume
 from bootagent.ebs.patience import Patience
 from bootagent.ebs.snapshots import Snapshot
+from bootagent.ebs.volume import is_blank
 from bootagent.errors import AwsError
 from bootagent.machine import Machine
 
@@ -86,19 +87,22 @@ def delete(machine: Machine, region: str | None, found: Iterable[Stray]) -> list
 
 def _is_loose(volume: Volume) -> bool:
     free = volume.state in ("available", "error") and not volume.attachments
-    return free and volume.tags.get(owner.LASTING) is None
+    return free and owner.LASTING not in volume.tags and not _may_hold_data(volume)
+
+
+def _may_hold_data(volume: Volume) -> bool:
+    """Whether there may be something on it that no snapshot has: somebody detached it to keep that, it seems."""
+    replaceable = volume.tags.get(owner.FOR, "").startswith(_REPLACEABLE) and owner.SNAPSHOT in volume.tags
+    return not replaceable and not is_blank(volume.tags)
 
 
 def _why_stray(volume: Volume, living: set[str], instance_id: str | None) -> str | None:
     whose = volume.tags[owner.INSTANCE]
     if whose not in living:
         return f"its instance {whose} is gone"
-    purpose = volume.tags.get(owner.FOR, "")
-    if datetime.now(timezone.utc) - datetime.fromisoformat(volume.created) < YOUNG:
-        return None
-    if whose == instance_id and purpose.startswith(_REPLACEABLE) and owner.SNAPSHOT in volume.tags:
-        return "this instance does not need it"
-    return None
+    young = datetime.now(timezone.utc) - datetime.fromisoformat(volume.created) < YOUNG
+    # Of another instance that is there, its own records tell.
+    return "this instance does not need it" if whose == instance_id and not young else None
 
 
 def _living(calls: Calls, region: str | None, wanted: set[str]) -> set[str]:

@@ -73,7 +73,6 @@ def frozen(machine: Machine, point: str) -> Iterator[Hold]:
             yield hold
         finally:
             _thaw(machine, hold, guardian, point)
-        machine.tell(Note("thawed", {"mountpoint": point, "seconds": round(hold.seconds, 3)}))
         if not hold.held:
             raise MachineError(
                 f"{point} could be held for {HOLD_SECONDS:g} s only, which was not enough", remedy="try again"
@@ -104,10 +103,10 @@ def _wait_until_frozen(guardian: subprocess.Popen[bytes], point: str) -> None:
 def _thaw(machine: Machine, hold: Hold, guardian: subprocess.Popen[bytes], point: str) -> None:
     with contextlib.suppress(subprocess.TimeoutExpired):
         hold.let_go()
-    if guardian.returncode == 0:
-        return
-    hold.held = False
-    try:  # somebody killed the guardian
-        machine.run(["fsfreeze", "--unfreeze", point], timeout=THAW_SECONDS)
-    except CommandError as error:
-        raise MachineError(f"cannot thaw {point}: {error}", remedy=f"fsfreeze --unfreeze {point}") from error
+    if guardian.returncode != 0:  # somebody killed it
+        hold.held = False
+        try:
+            machine.run(["fsfreeze", "--unfreeze", point], timeout=THAW_SECONDS)
+        except CommandError as error:
+            raise MachineError(f"cannot thaw {point}: {error}", remedy=f"fsfreeze --unfreeze {point}") from error
+    machine.tell(Note("thawed", {"mountpoint": point, "seconds": round(hold.seconds, 3)}))
