@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from bootagent.sandbox.cloud import Cloud
 from bootagent.sandbox.disks import Disks
 from bootagent.sandbox.loop_host import LoopHost
 from tests.conftest import TAGS, Agent, agent_argv
-from tests.host.stage import SERVER, App, Stage
+from tests.host.stage import SERVER, App, Stage, Tree
 
 pytest_plugins = ("tests.host.disks",)
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
@@ -29,12 +29,12 @@ def configured(web: App, source: str) -> str:
     return "\n".join(source if line.startswith("source = ") else line for line in lines)
 
 
-def tree(place: Path, files: Mapping[str, str]) -> Path:
+def tree(place: Path, files: Tree) -> Path:
     """A directory with these files."""
     for name, text in files.items():
         path = place / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return place
 
 
@@ -246,3 +246,47 @@ def test_killed_anywhere_it_leaves_no_stray_volume(
         assert [volume.snapshot_id for volume in disks.volumes.values()] == [wanted]
         assert set(mounted(machine_root)) == {"/cp", "/srv/web"}
         assert (machine_root / "etc/fstab").read_text().count("bind") == 1
+
+
+def test_snapshot_and_gc_on_the_command_line(
+    disks: Disks, stage: Stage, web: App, agent: Agent, tmp_path: Path, machine_root: Path
+) -> None:
+    stage.configure(configured(web, SOURCE))
+    snapshot(disks, tmp_path, "one")
+    assert agent("reconfigure").code == 0
+    (machine_root / "cp/releases/20260101000000/VERSION").write_text("two")  # as a deploy on the deploy box does
+    taken = agent("snapshot", "/cp", "--tag", "Name=web", "--keep", "1", "--json")
+    assert taken.code == 0, taken.stderr
+    found = json.loads(taken.stdout)
+    assert (found["state"], found["mountpoint"]) == ("completed", "/cp")
+    assert agent("reconfigure").code == 0
+    web_volume = stage.state()["apps"]["web"]
+    assert web_volume["revision"] == found["snapshot_id"]
+    assert web.answer() == "two"
+
+    assert agent("gc").stdout == "nothing is left over\n"
+    assert agent("stop").code == 0
+    subprocess.run(["umount", machine_root / "srv/web", machine_root / "cp"], check=True)
+    ((volume_id, volume),) = disks.volumes.items()
+    assert volume.attachment
+    ec2 = stage.cloud.api.ec2(stage.cloud.region)
+    ec2.modify_instance_attribute(
+        InstanceId=stage.cloud.instance.instance_id,
+        BlockDeviceMappings=[{"DeviceName": volume.attachment.device, "Ebs": {"DeleteOnTermination": False}}],
+    )
+    disks.terminate_instance()
+    with Cloud(tags=TAGS, beside=stage.cloud) as cloud:
+        disks.add_machine(cloud, LoopHost(machine_root))
+        listed = agent("gc", env=cloud.environment())
+        assert volume_id in listed.stdout and "is gone" in listed.stdout
+        assert volume_id in disks.volumes
+        removed = agent("gc", "--delete", "--json", env=cloud.environment())
+        assert [(one["id"], one["fate"]) for one in json.loads(removed.stdout)] == [(volume_id, "deleted")]
+        assert disks.volumes == {}
+
+
+def test_no_snapshot_of_what_is_no_volume(disks: Disks, agent: Agent, machine_root: Path) -> None:
+    ran = agent("snapshot", "/", "--tag", "Name=web")
+    assert ran.code == 2 and "the root filesystem is not frozen" in ran.stderr
+    ran = agent("snapshot", "vol-00000000", "--tag", "Name=web")
+    assert ran.code == 2 and "EC2 knows no volume vol-00000000" in ran.stderr

@@ -39,6 +39,8 @@ COMMANDS = {
     "check": "everything that is wrong",
     "schema": "JSON Schema",
     "publish": "pointer last",
+    "snapshot": "a mounted volume",
+    "gc": "left over",
     "user-data": "gives an instance its role",
     "sandbox": "simulated cloud",
 }

@@ -27,7 +27,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"plan"}),
     frozenset({"survey"}),
     frozenset({"agent", "console"}),
-    frozenset({"picture", "report", "relay", "daemon"}),
+    frozenset({"picture", "report", "relay", "daemon", "arguments"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),
 )
