@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bootagent import disks, fstab, mounts, records
-from bootagent.disks import Content
+from bootagent.disks import filesystems
+from bootagent.disks.filesystems import Content
 from bootagent.ebs import volume
 from bootagent.errors import BootagentError, CommandError, MachineError
 from bootagent.fstab import Entry
@@ -79,7 +80,7 @@ class MountedVolume:
         filesystem = self._filesystem(machine, record, device)
         self._mount(machine, record, device, filesystem, deadline)
         if disks.size_bytes(machine, device) > (record.size_bytes or 0) and "ro" not in self.options:
-            disks.grow(machine, device, self.mountpoint, filesystem)
+            filesystems.grow(machine, device, self.mountpoint, filesystem)
         if record.blank:
             self._give_away(machine)
         if self.bind and not self._shows(machine, self.bind, device):
@@ -105,7 +106,7 @@ class MountedVolume:
         if record.blank:  # a mkfs of a run that was killed goes on
             disks.wait_until_free(machine, device, self.within)
         disks.verify(machine, device, record.volume_id or "", record.device)
-        found = disks.content(machine, device)
+        found = filesystems.content(machine, device)
         if found.filesystem:
             return found.filesystem
         if found != Content(None, None):
@@ -115,12 +116,12 @@ class MountedVolume:
             )
         if not (self.format and record.blank):
             raise self._unformatted(machine, record, device)
-        disks.make_filesystem(machine, device, record.volume_id or "", self.filesystem, asked=record.device)
+        filesystems.make_filesystem(machine, device, record.volume_id or "", self.filesystem, asked=record.device)
         machine.tell(Note("filesystem made", {"volume": record.volume_id, "filesystem": self.filesystem}))
         return self.filesystem
 
     def _unformatted(self, machine: Machine, record: Record, device: Path) -> BootagentError:
-        if reason := disks.why_not_blank(machine, device):
+        if reason := filesystems.why_not_blank(machine, device):
             return BootagentError(
                 f"cannot mount {record.volume_id} ({device}): it shows no filesystem, yet is not blank: {reason}",
                 remedy=f"its filesystem may be damaged: look at it with {_CHECKS[self.filesystem]} {device}; "

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from bootagent import disks, mounts
-from bootagent.disks import Content
+from bootagent.disks import filesystems
+from bootagent.disks.filesystems import Content
 from bootagent.errors import BootagentError, MachineError
 from bootagent.machine import Machine, Note, Transfer
 from bootagent.sandbox.loop_host import LoopHost
@@ -42,7 +43,7 @@ def disk(directory: Path, size_mib: int, name: str = "disk") -> Path:
     """A file of zeros to be a disk."""
     path = directory / name
     path.touch()
-    os.truncate(path, size_mib * disks.MIB)
+    os.truncate(path, size_mib * filesystems.MIB)
     return path
 
 
@@ -65,7 +66,7 @@ def test_a_volume_is_found_by_its_serial(host: LoopHost, machine: Machine, tmp_p
     assert disks.find(machine, "vol-0123456789abcdef") is None
     assert disks.volume_of(machine, second) == ONE
     assert disks.of_number(machine, disks.number(second)) == second
-    assert disks.size_bytes(machine, second) == 2 * disks.MIB
+    assert disks.size_bytes(machine, second) == 2 * filesystems.MIB
     assert disks.by_id(machine, second) == "/dev/disk/by-id/nvme-Amazon_Elastic_Block_Store_vol0123456789abcdef0"
 
 
@@ -120,8 +121,8 @@ def test_a_device_that_never_comes_is_told(machine: Machine) -> None:
 
 def test_zeros_are_blank(host: LoopHost, machine: Machine, tmp_path: Path) -> None:
     device = plug(host, disk(tmp_path, 200, "a"))
-    assert disks.content(machine, device) == Content(None, None)
-    assert disks.is_blank(machine, device)
+    assert filesystems.content(machine, device) == Content(None, None)
+    assert filesystems.is_blank(machine, device)
 
 
 def lvm(file: Path) -> None:
@@ -164,11 +165,11 @@ def test_a_used_disk_is_named_and_never_formatted(kind: str, host: LoopHost, mac
     use(file)
     before = checksum(file)
     device = plug(host, file)
-    assert disks.content(machine, device) == seen
-    assert not disks.is_blank(machine, device)
+    assert filesystems.content(machine, device) == seen
+    assert not filesystems.is_blank(machine, device)
     for filesystem in ("xfs", "ext4"):
         with pytest.raises(BootagentError, match=rf"{ONE} .* is not blank, .*: it holds"):
-            disks.make_filesystem(machine, device, ONE, filesystem)
+            filesystems.make_filesystem(machine, device, ONE, filesystem)
     assert checksum(file) == before
 
 
@@ -177,11 +178,11 @@ def test_a_used_disk_is_named_and_never_formatted(kind: str, host: LoopHost, mac
     [
         0,
         700,
-        XFS_MIB * disks.MIB // 2,
-        XFS_MIB * disks.MIB // 4,
-        128 * disks.MIB + 1024,
-        64 * disks.MIB,
-        XFS_MIB * disks.MIB - 1,
+        XFS_MIB * filesystems.MIB // 2,
+        XFS_MIB * filesystems.MIB // 4,
+        128 * filesystems.MIB + 1024,
+        64 * filesystems.MIB,
+        XFS_MIB * filesystems.MIB - 1,
     ],
 )
 def test_one_byte_makes_it_used(offset: int, host: LoopHost, machine: Machine, tmp_path: Path) -> None:
@@ -189,7 +190,7 @@ def test_one_byte_makes_it_used(offset: int, host: LoopHost, machine: Machine, t
     put(file, offset, b"x")
     device = plug(host, file)
     with pytest.raises(BootagentError, match=r"is not blank, .*: there is data"):
-        disks.make_filesystem(machine, device, ONE, "xfs")
+        filesystems.make_filesystem(machine, device, ONE, "xfs")
     with file.open("rb") as opened:
         opened.seek(offset)
         assert opened.read(1) == b"x"
@@ -199,11 +200,11 @@ def test_one_byte_makes_it_used(offset: int, host: LoopHost, machine: Machine, t
 def test_what_cannot_be_read_is_not_blank(left_mib: int, host: LoopHost, machine: Machine, tmp_path: Path) -> None:
     file = disk(tmp_path, XFS_MIB)
     device = plug(host, file)
-    os.truncate(file, left_mib * disks.MIB)  # beyond its end, the loop device has only errors
+    os.truncate(file, left_mib * filesystems.MIB)  # beyond its end, the loop device has only errors
     with pytest.raises(MachineError, match="cannot read"):
-        disks.is_blank(machine, device)
+        filesystems.is_blank(machine, device)
     with pytest.raises(MachineError, match="cannot read"):
-        disks.make_filesystem(machine, device, ONE, "xfs")
+        filesystems.make_filesystem(machine, device, ONE, "xfs")
 
 
 # --- making and growing filesystems --------------------------------------------------------------------------
@@ -213,18 +214,18 @@ def test_what_cannot_be_read_is_not_blank(left_mib: int, host: LoopHost, machine
 def test_a_filesystem_is_made_and_grows(filesystem: str, host: LoopHost, machine: Machine, tmp_path: Path) -> None:
     file = disk(tmp_path, XFS_MIB)
     device = plug(host, file)
-    disks.make_filesystem(machine, device, ONE, filesystem)
-    assert disks.content(machine, device) == Content(filesystem, None)
+    filesystems.make_filesystem(machine, device, ONE, filesystem)
+    assert filesystems.content(machine, device) == Content(filesystem, None)
     mounts.make_mountpoint(machine, "/cp")
     mounts.mount(machine, device, "/cp", filesystem, (), 30)
     before = os.statvfs(host.root / "cp")
-    disks.grow(machine, device, "/cp", filesystem)
+    filesystems.grow(machine, device, "/cp", filesystem)
     assert os.statvfs(host.root / "cp").f_blocks == before.f_blocks
     if filesystem == "ext4" and not may_resize_ext4():
         pytest.skip("root has no CAP_SYS_RESOURCE here")
-    os.truncate(file, 2 * XFS_MIB * disks.MIB)
+    os.truncate(file, 2 * XFS_MIB * filesystems.MIB)
     host.resized(ONE)
-    disks.grow(machine, device, "/cp", filesystem)
+    filesystems.grow(machine, device, "/cp", filesystem)
     assert os.statvfs(host.root / "cp").f_blocks > 1.8 * before.f_blocks
 
 
@@ -232,14 +233,14 @@ def test_no_other_volume_is_formatted(host: LoopHost, machine: Machine, tmp_path
     file = disk(tmp_path, XFS_MIB)
     device = plug(host, file)
     with pytest.raises(MachineError, match=f"is not {OTHER}"):
-        disks.make_filesystem(machine, device, OTHER, "xfs")
-    assert disks.is_blank(machine, device)
+        filesystems.make_filesystem(machine, device, OTHER, "xfs")
+    assert filesystems.is_blank(machine, device)
 
 
 def test_a_device_is_held_until_its_last_user_is_gone(host: LoopHost, machine: Machine, tmp_path: Path) -> None:
     device = plug(host, disk(tmp_path, 20, "a"))
     assert disks.is_free(device)
-    disks.make_filesystem(machine, device, ONE, "ext4")
+    filesystems.make_filesystem(machine, device, ONE, "ext4")
     mounts.make_mountpoint(machine, "/cp")
     mounts.mount(machine, device, "/cp", "ext4", (), 30)
     with (host.root / "cp/held").open("w"):
@@ -253,7 +254,7 @@ def test_a_device_is_held_until_its_last_user_is_gone(host: LoopHost, machine: M
 
 def test_a_foreign_filesystem_is_not_grown(host: LoopHost, machine: Machine, tmp_path: Path) -> None:
     with pytest.raises(BootagentError, match="cannot grow btrfs at /cp"):
-        disks.grow(machine, host.root / "dev/nvme1n1", "/cp", "btrfs")
+        filesystems.grow(machine, host.root / "dev/nvme1n1", "/cp", "btrfs")
 
 
 def checksum(file: Path) -> str:

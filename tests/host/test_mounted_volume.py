@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from bootagent import aws, fstab, mounts, records
-from bootagent.disks import MIB, is_free
+from bootagent.disks import is_free
+from bootagent.disks.filesystems import MIB
 from bootagent.errors import BootagentError, MachineError
 from bootagent.machine import Machine
 from bootagent.sandbox.cloud import Cloud

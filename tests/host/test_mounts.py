@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bootagent import disks, mounts
+from bootagent.disks import filesystems
 from bootagent.errors import MachineError
 from bootagent.machine import Machine
 from bootagent.sandbox.loop_host import LoopHost
@@ -37,7 +38,7 @@ def disk(directory: Path, size_mib: int, name: str = "disk") -> Path:
     """A file of zeros to be a disk."""
     path = directory / name
     path.touch()
-    os.truncate(path, size_mib * disks.MIB)
+    os.truncate(path, size_mib * filesystems.MIB)
     return path
 
 
@@ -53,7 +54,7 @@ def plug(host: LoopHost, file: Path, volume_id: str = ONE) -> Path:
 def device(host: LoopHost, machine: Machine, tmp_path: Path) -> Path:
     """A disk with an empty ext4, mounted at /data of the machine."""
     device = plug(host, disk(tmp_path, 20, "a"))
-    disks.make_filesystem(machine, device, ONE, "ext4")
+    filesystems.make_filesystem(machine, device, ONE, "ext4")
     mounts.make_mountpoint(machine, "/data")
     mounts.mount(machine, device, "/data", "ext4", ("noatime", "nosuid"), 30)
     return device

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bootagent import disks, mounts
+from bootagent import mounts
+from bootagent.disks import filesystems
 from bootagent.errors import BootagentError, MachineError
 from bootagent.machine import Machine
 
@@ -131,10 +132,10 @@ def test_a_link_or_a_file_is_refused(machine_root: Path) -> None:
 
 @pytest.mark.parametrize("size_mib", [1, 2, 3, 300, 10_240, 16_777_216])
 def test_a_disk_is_looked_at_in_places_that_are_on_it(size_mib: int) -> None:
-    size = size_mib * disks.MIB
-    found = disks.places(size)
+    size = size_mib * filesystems.MIB
+    found = filesystems.places(size)
     assert found[0] == 0
-    assert found[-1] == size - disks.MIB
-    assert all(0 <= offset <= size - disks.MIB for offset in found)
-    assert len(found) <= disks.SAMPLES + 3
-    assert size_mib < 32 or any(offset <= size // 2 < offset + disks.MIB for offset in found)
+    assert found[-1] == size - filesystems.MIB
+    assert all(0 <= offset <= size - filesystems.MIB for offset in found)
+    assert len(found) <= filesystems.SAMPLES + 3
+    assert size_mib < 32 or any(offset <= size // 2 < offset + filesystems.MIB for offset in found)
