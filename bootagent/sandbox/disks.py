@@ -33,7 +33,7 @@ _PROGRAM_SECONDS = 120.0
 class Disks(AbstractContextManager["Disks"]):
     """EBS for a running cloud, with the cloud's instance on ``host``; ``directory`` holds the contents.
 
-    Leaving it takes over the disks of loop hosts, too. What failed in the background is raised then.
+    At the end its loop hosts are closed, too, and what has failed in the background is raised.
     """
 
     def __init__(self, cloud: Cloud, host: Host, directory: Path) -> None:

@@ -156,7 +156,7 @@ class Ebs:
         self.instance(instance_id)
         for volume in self.of_instance(instance_id):
             if volume.attachment and volume.attachment.device == device:
-                volume.attachment.delete_on_termination = delete
+                self.changes.keep(volume.attachment, delete)
                 return
         raise Refusal("InvalidInstanceAttributeValue", f"No device is currently mapped at {device}")
 

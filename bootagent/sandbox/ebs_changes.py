@@ -59,6 +59,11 @@ class Changes:
         """The instance is no more: the volume leaves it at once, and goes too if it is to."""
         self._later(0.0, self._leave, volume, attachment, attachment.delete_on_termination)
 
+    def keep(self, attachment: Attachment, delete_on_termination: bool) -> None:
+        """Let an attachment have DeleteOnTermination, or not."""
+        if not self.faults.take("lost_attributes"):
+            self._later(self.faults.attribute_lag, self._kept, attachment, delete_on_termination)
+
     def modify(self, volume: Volume, change: Modification) -> None:
         """From ``modifying`` to ``optimizing``, when the size counts, to ``completed``."""
         self._later(self.timing.modify, self._modified, volume, change)
@@ -126,6 +131,9 @@ class Changes:
             volume.state = "available"
             if then_delete:
                 self._deleted(volume)
+
+    def _kept(self, attachment: Attachment, delete_on_termination: bool) -> None:
+        attachment.delete_on_termination = delete_on_termination
 
     def _modified(self, volume: Volume, change: Modification) -> None:
         os.truncate(volume.file, change.target_size * GIB)

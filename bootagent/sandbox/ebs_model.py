@@ -55,6 +55,10 @@ class Faults:
     unseen: int = 0
     #: Seconds until a fresh resource is found without its id.
     search_lag: float = 0.0
+    #: Seconds until a change of DeleteOnTermination, which was answered with success, takes effect.
+    attribute_lag: float = 0.0
+    #: Changes of DeleteOnTermination that are answered with success and have no effect.
+    lost_attributes: int = 0
     #: Device names that are taken on every instance though no volume is seen there.
     occupied_devices: set[str] = field(default_factory=set)
     #: How many volumes there may be, before VolumeLimitExceeded.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,6 +144,7 @@ def test_a_snapshot_holds_what_was_there_when_it_was_asked_for(
     point.mkdir()
     run("mount", loops.node(volume_id) or "", point)
     (point / "early").touch()
+    disks.faults.pending_snapshots = 1
     run("fsfreeze", "--freeze", point)
     tags = [{"ResourceType": "snapshot", "Tags": [{"Key": "App", "Value": "web"}]}]
     made = ec2.create_snapshot(VolumeId=volume_id, Description="d", TagSpecifications=tags)  # type: ignore[arg-type]
@@ -153,7 +153,7 @@ def test_a_snapshot_holds_what_was_there_when_it_was_asked_for(
     run("umount", point)
     assert (made["State"], made["Tags"]) == ("pending", [{"Key": "App", "Value": "web"}])
     assert code_of(lambda: available(disks, ec2, SnapshotId=made["SnapshotId"])) == "IncorrectState"
-    until(lambda: disks.snapshots[made["SnapshotId"]].state == "completed", "a snapshot")
+    disks.complete(made["SnapshotId"])
 
     copy = available(disks, ec2, SnapshotId=made["SnapshotId"])
     plugged(disks, ec2, copy, here, "/dev/sdg")
@@ -215,10 +215,9 @@ def test_devices_come_late_and_in_another_order(disks: Disks, ec2: EC2Client, lo
     other = loops.node(second)
     assert other and (other.name, node.name) == ("nvme1n1", "nvme2n1")
 
-    disks.faults.device_late = 0.8
+    disks.faults.device_late = 1.5
     ec2.attach_volume(VolumeId=third, InstanceId=here, Device="/dev/sdh")
     until(lambda: disks.volumes[third].attachment.state == "attached", "an attachment")  # type: ignore[union-attr]
-    time.sleep(0.3)
     assert loops.node(third) is None
     until(lambda: loops.node(third), "the late device")
 
@@ -234,12 +233,12 @@ def test_an_instance_is_replaced_and_its_data_stays(
     plugged(disks, ec2, scratch, here, "/dev/sdg")
     mapping: Any = {"DeviceName": "/dev/sdg", "Ebs": {"DeleteOnTermination": True}}
     ec2.modify_instance_attribute(InstanceId=here, BlockDeviceMappings=[mapping])
-    shown = ec2.describe_instance_attribute(InstanceId=here, Attribute="blockDeviceMapping")["BlockDeviceMappings"]
-    assert {m["DeviceName"]: m["Ebs"]["DeleteOnTermination"] for m in shown} == {
-        "/dev/xvda": True,
-        "/dev/sdf": False,
-        "/dev/sdg": True,
-    }
+
+    def deleted_with_it() -> dict[str, bool]:
+        shown = ec2.describe_instance_attribute(InstanceId=here, Attribute="blockDeviceMapping")["BlockDeviceMappings"]
+        return {mapping["DeviceName"]: mapping["Ebs"]["DeleteOnTermination"] for mapping in shown}
+
+    until(lambda: deleted_with_it() == {"/dev/xvda": True, "/dev/sdf": False, "/dev/sdg": True}, "what is to go")
     run("mkfs.xfs", "-q", loops.node(data) or "")
     point = machine_root / "mnt"
     point.mkdir()

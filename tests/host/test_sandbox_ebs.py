@@ -111,9 +111,13 @@ def test_attachments_that_cannot_be_are_refused(disks: Disks, ec2: EC2Client, he
     def refused(volume_id: str, device: str = "/dev/sdg", instance_id: str = here) -> str:
         return code_of(lambda: ec2.attach_volume(VolumeId=volume_id, InstanceId=instance_id, Device=device))
 
-    creating = ec2.create_volume(AvailabilityZone=ZONE, Size=1)["VolumeId"]
-    assert refused(creating) == "IncorrectState"
-    far, volume_id = available(disks, ec2, AvailabilityZone="eu-west-1b"), available(disks, ec2)
+    far, volume_id, spare = (
+        available(disks, ec2, AvailabilityZone="eu-west-1b"),
+        available(disks, ec2),
+        available(disks, ec2),
+    )
+    disks.timing.create = 600.0
+    assert refused(ec2.create_volume(AvailabilityZone=ZONE, Size=1)["VolumeId"]) == "IncorrectState"
     assert refused(far) == "InvalidVolume.ZoneMismatch"
     assert refused("vol-0123456789abcdef0") == "InvalidVolume.NotFound"
     assert refused(volume_id, instance_id="i-0123456789abcdef0") == "InvalidInstanceID.NotFound"
@@ -121,10 +125,10 @@ def test_attachments_that_cannot_be_are_refused(disks: Disks, ec2: EC2Client, he
     plugged(disks, ec2, volume_id, here)
     assert refused(volume_id) == "VolumeInUse"
     with pytest.raises(ClientError, match=r"Invalid value '/dev/sdf' for unixDevice.*/dev/sdf is already in use"):
-        ec2.attach_volume(VolumeId=creating, InstanceId=here, Device="/dev/sdf")
+        ec2.attach_volume(VolumeId=spare, InstanceId=here, Device="/dev/sdf")
     disks.faults.occupied_devices.add("/dev/sdh")
-    assert refused(creating, "/dev/sdh") == "InvalidParameterValue"
-    assert code_of(lambda: ec2.detach_volume(VolumeId=creating)) == "IncorrectState"
+    assert refused(spare, "/dev/sdh") == "InvalidParameterValue"
+    assert code_of(lambda: ec2.detach_volume(VolumeId=spare)) == "IncorrectState"
     assert code_of(lambda: ec2.detach_volume(VolumeId=volume_id, Device="/dev/sdx")) == "InvalidAttachment.NotFound"
 
 
@@ -170,7 +174,7 @@ def test_many_come_in_pages(disks: Disks, ec2: EC2Client) -> None:
 
 
 def test_fresh_things_are_not_seen_at_once(disks: Disks, ec2: EC2Client) -> None:
-    disks.faults.unseen, disks.faults.search_lag = 2, 1.0
+    disks.faults.unseen, disks.faults.search_lag = 2, 600.0
     tags: Any = [{"ResourceType": "volume", "Tags": [{"Key": "App", "Value": "web"}]}]
     volume_id = ec2.create_volume(AvailabilityZone=ZONE, Size=1, TagSpecifications=tags)["VolumeId"]
     for _ in range(2):
@@ -178,6 +182,7 @@ def test_fresh_things_are_not_seen_at_once(disks: Disks, ec2: EC2Client) -> None
     assert ec2.describe_volumes(VolumeIds=[volume_id])["Volumes"]
     by_tag: Any = [{"Name": "tag:App", "Values": ["web"]}]
     assert ec2.describe_volumes(Filters=by_tag)["Volumes"] == []
+    disks.faults.search_lag = 0.5
     until(lambda: ec2.describe_volumes(Filters=by_tag)["Volumes"], "a volume that is found")
 
 
@@ -197,6 +202,26 @@ def test_an_attachment_can_be_stuck(disks: Disks, ec2: EC2Client, ledger: Ledger
     ec2.detach_volume(VolumeId=volume_id)
     time.sleep(0.3)
     assert disks.volumes[volume_id].attachment.state == "detaching"  # type: ignore[union-attr]
+
+
+def test_delete_on_termination_can_be_late_or_lost(disks: Disks, ec2: EC2Client, here: str) -> None:
+    def ask() -> None:
+        mapping: Any = {"DeviceName": "/dev/sdf", "Ebs": {"DeleteOnTermination": True}}
+        ec2.modify_instance_attribute(InstanceId=here, BlockDeviceMappings=[mapping])
+
+    def is_so() -> bool:
+        return ec2.describe_volumes(VolumeIds=[volume_id])["Volumes"][0]["Attachments"][0]["DeleteOnTermination"]
+
+    volume_id = available(disks, ec2)
+    plugged(disks, ec2, volume_id, here)
+    disks.faults.lost_attributes = 1
+    ask()
+    time.sleep(0.2)
+    assert not is_so()
+    disks.faults.attribute_lag = 1.5
+    ask()
+    assert not is_so()
+    until(is_so, "DeleteOnTermination")
 
 
 def test_snapshots_can_fail_or_last(disks: Disks, ec2: EC2Client) -> None:
