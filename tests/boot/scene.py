@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import subprocess
 import sys
@@ -17,8 +18,9 @@ from tests.boot.vm import PATIENCE, Disk, Vm
 from tests.boot.wire import Wire
 
 BUCKET = "deploys"
+_RUN = "config/service/server/run"
 #: Where the apps listen in the guest.
-PORTS = {"web": 8080, "jobs": 8081}
+PORTS = {"web": 8080, "jobs": 8081, "shop": 8080, "builds": 8080}
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,27 @@ class Scene:
         """A machine on a fresh disk, or on ``disk``; it is off. ``metadata`` is another metadata service's port."""
         port = metadata or port_of(self.cloud.metadata.endpoint)
         disk = disk or Disk(self.place / f"{name}.qcow2", image)
-        forward = {there: _free_port() for there in PORTS.values()}
+        forward = {there: _free_port() for there in set(PORTS.values())}
         return Vm(name, disk, self.place, metadata=port, s3=self.wire.port, forward=forward)
+
+
+def deploy(directory: Path, version: str, deploy_to: str) -> Path:
+    """Put a version where Capistrano would, for machines that see ``directory`` as ``deploy_to``; its release."""
+    releases = directory / "releases"
+    releases.mkdir(parents=True, exist_ok=True)
+    release = releases / f"{20260101000000 + len(list(releases.iterdir()))}"
+    script = f"#!/bin/sh\nexec 2>&1\ncd {deploy_to}/current || exit 111\nexec python3 -IS server.py\n"
+    files = {"VERSION": f"{version}\n", "server.py": (GUEST / "server.py").read_text(), _RUN: script}
+    for name, text in files.items():
+        (release / name).parent.mkdir(parents=True, exist_ok=True)
+        (release / name).write_text(text)
+    (release / _RUN).chmod(0o755)
+    (release / "log").mkdir()
+    shutil.chown(release / "log", "nobody")
+    fresh = directory / "current.fresh"
+    fresh.symlink_to(f"{deploy_to}/releases/{release.name}")
+    fresh.rename(directory / "current")
+    return release
 
 
 def port_of(endpoint: str) -> int:

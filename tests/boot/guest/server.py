@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -16,7 +17,7 @@ started = time.clock_gettime(time.CLOCK_BOOTTIME)
 def stop(number: int, frame: FrameType | None) -> None:
     # Work in flight takes a moment to finish; only a service stopped in order gets this far.
     time.sleep(0.5)
-    with Path("log/stopped").open("a") as log:
+    with contextlib.suppress(OSError), Path("log/stopped").open("a") as log:  # a release may be read-only
         log.write(f"{VERSION}\n")
     raise SystemExit(0)
 
