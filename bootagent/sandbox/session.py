@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,13 +18,16 @@ from types import FrameType, TracebackType
 from typing import TextIO
 
 from bootagent.config import document, resolve
-from bootagent.config.model import App, S3Source
-from bootagent.errors import BootagentError, UsageError
+from bootagent.config.model import App, EbsSource, S3Source
+from bootagent.errors import BootagentError, ConfigError, UsageError
 from bootagent.instance import user_data_tags
 from bootagent.machine import Machine
 from bootagent.sandbox import example
 from bootagent.sandbox.cloud import FOREIGN_PREFIXES, Cloud
+from bootagent.sandbox.disks import Disks
 from bootagent.sandbox.init import adopt_orphans, end_descendants
+from bootagent.sandbox.loop_host import LoopHost, private_mounts
+from bootagent.sandbox.repository import FORMATS, archive, deploy_to, release
 from bootagent.sandbox.scratch import scratch_root
 from bootagent.sandbox.supervisor import PYTHONPATH, Supervisor
 
@@ -34,7 +39,6 @@ INTERRUPTED = 130
 #: How long an interrupted command has to end by itself.
 INTERRUPT_SECONDS = 10.0
 
-_ARCHIVE_FORMATS = {".tar": "tar", ".tar.gz": "tar.gz", ".tgz": "tar.gz", ".zip": "zip"}
 _BOOTAGENT = (sys.executable, "-m", "bootagent")
 
 
@@ -97,6 +101,7 @@ class Sandbox:
         self._argv0 = tuple(argv0)
         self._running = contextlib.ExitStack()
         self._user_data: bytes | None = None
+        self._disks: Disks | None = None
         self.example = None
 
     @property
@@ -124,8 +129,16 @@ class Sandbox:
             self._options = self._with_example()
         if self._options.user_data:
             self._user_data = _read(self._options.user_data)
-        self.cloud = stack.enter_context(Cloud(tags=self._options.tags, user_data=self._user_data))
         self._furnish()
+        wants_disks = self._wants_disks()
+        if wants_disks:
+            if os.geteuid() != 0:
+                raise UsageError("this configuration has EBS volumes: real disks, for root only", remedy="use sudo")
+            private_mounts()  # before there are threads: they would stay behind
+        self.cloud = stack.enter_context(Cloud(tags=self._options.tags, user_data=self._user_data))
+        if wants_disks:
+            contents = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bootagent-disks-")))
+            self._disks = stack.enter_context(Disks(self.cloud, LoopHost(self.root), contents))
         services = self.machine.real("/etc/service")
         stack.enter_context(Supervisor(services, log=self.machine.real(SUPERVISOR_LOG)))
 
@@ -172,18 +185,41 @@ class Sandbox:
         Raises UsageError when the instance's role has no such app, BootagentError when publishing fails.
         """
         source = self._app(app).source
-        if not isinstance(source, S3Source):
-            raise UsageError(f"--publish {app}: it is not released through S3")
+        if isinstance(source, EbsSource):
+            self._publish_snapshot(source, repository)
+        elif isinstance(source, S3Source):
+            self._publish_bundle(app, source, repository)
+        else:
+            raise UsageError(f"--publish {app}: only sources in S3 and on EBS are published to from here")
+
+    def _publish_bundle(self, app: str, source: S3Source, repository: Path) -> None:
         if source.bucket not in self.cloud.buckets():
             self.cloud.create_bucket(source.bucket)
-        suffix = next((suffix for suffix in _ARCHIVE_FORMATS if source.key.endswith(suffix)), None)
+        suffix = next((suffix for suffix in FORMATS if source.key.endswith(suffix)), None)
         if suffix:
-            self.cloud.put(source.bucket, source.key, _archive(repository, _ARCHIVE_FORMATS[suffix]))
+            self.cloud.put(source.bucket, source.key, archive(repository, FORMATS[suffix]))
         elif self._run([*self._argv0, "publish", str(source), "--repo", str(repository)]):
             raise BootagentError(f"{app} could not be published from {repository}")
 
+    def _publish_snapshot(self, source: EbsSource, repository: Path) -> None:
+        make = release if source.holds == "release" else deploy_to
+        with tempfile.TemporaryDirectory() as place:
+            assert self._disks  # the configuration names an EBS source
+            self._disks.snapshot_of(make(repository, Path(place) / "volume"), tags=dict(source.snapshot))
+
+    def _document(self) -> document.Document:
+        return resolve.validate(document.load([self.machine.real(CONFIG)], trusted=False))
+
+    def _wants_disks(self) -> bool:
+        try:
+            tables = self._document().tables
+        except ConfigError:  # which the boot will tell of
+            return False
+        sources = [app["source"]["type"] for app in tables["apps"].values()]
+        return "ebs" in sources or any(role["volumes"] for role in tables["roles"].values())
+
     def _app(self, name: str) -> App:
-        found = resolve.validate(document.load([self.machine.real(CONFIG)], trusted=False))
+        found = self._document()
         tags = {**resolve.default_tags(found), **self.cloud.metadata.tags, **user_data_tags(self._user_data)}
         if missing := sorted(resolve.required_tags(found, tags) - set(tags)):
             raise UsageError(f"--publish needs to know the tags {', '.join(missing)}", remedy="add --tag KEY=VALUE")
@@ -238,7 +274,10 @@ class Sandbox:
         ]
         lines += [f"export {name}={shlex.quote(value)}" for name, value in names.items()]
         # Whether that terminal has one on its path, and which version, is its own affair.
-        lines.append(f'bootagent() {{ PYTHONPATH={shlex.quote(PYTHONPATH)} {shlex.join(self._argv0)} "$@"; }}')
+        # Disks are mounted in the sandbox's own mount namespace, where nobody else sees them.
+        enter = f'nsenter --target {os.getpid()} --mount -- sh -c \'cd "$0" && exec "$@"\' "$PWD" '
+        argv = (enter if self._disks else "") + shlex.join(self._argv0)
+        lines.append(f'bootagent() {{ PYTHONPATH={shlex.quote(PYTHONPATH)} {argv} "$@"; }}')
         return "\n".join(lines) + "\n"
 
     def invite(self) -> None:
@@ -265,18 +304,11 @@ class Sandbox:
     def _publish_commands(self) -> dict[str, str]:
         commands = {}
         for app, repository in self._options.publish.items():
-            command = shlex.join(["bootagent", "publish", str(self._app(app).source), "--repo", str(repository)])
-            commands[command] = f"the next release of {app}"
+            source = self._app(app).source
+            if isinstance(source, S3Source):
+                command = shlex.join(["bootagent", "publish", str(source), "--repo", str(repository)])
+                commands[command] = f"the next release of {app}"
         return commands
-
-
-def _archive(repository: Path, kind: str) -> bytes:
-    done = subprocess.run(
-        ["git", "-C", str(repository), "archive", f"--format={kind}", "HEAD"], capture_output=True, check=False
-    )
-    if done.returncode:
-        raise BootagentError(f"git archive of {repository} failed: {done.stderr.decode(errors='replace').strip()}")
-    return done.stdout
 
 
 def _read(file: Path) -> bytes:
