@@ -184,9 +184,10 @@ class Sandbox:
 
         Raises UsageError when the instance's role has no such app, BootagentError when publishing fails.
         """
-        source = self._app(app).source
+        found = self._app(app)
+        source = found.source
         if isinstance(source, EbsSource):
-            self._publish_snapshot(source, repository)
+            self._publish_snapshot(found, source, repository)
         elif isinstance(source, S3Source):
             self._publish_bundle(app, source, repository)
         else:
@@ -201,11 +202,15 @@ class Sandbox:
         elif self._run([*self._argv0, "publish", str(source), "--repo", str(repository)]):
             raise BootagentError(f"{app} could not be published from {repository}")
 
-    def _publish_snapshot(self, source: EbsSource, repository: Path) -> None:
+    def _publish_snapshot(self, app: App, source: EbsSource, repository: Path) -> None:
         make = release if source.holds == "release" else deploy_to
         with tempfile.TemporaryDirectory() as place:
+            content = make(repository, Path(place) / "volume")
+            if owner := self.machine.identity(app.user, app.group):  # as on a deploy box
+                for path in (content, *content.rglob("*")):
+                    os.chown(path, owner.uid, owner.gid, follow_symlinks=False)
             assert self._disks  # the configuration names an EBS source
-            self._disks.snapshot_of(make(repository, Path(place) / "volume"), tags=dict(source.snapshot))
+            self._disks.snapshot_of(content, tags=dict(source.snapshot))
 
     def _document(self) -> document.Document:
         return resolve.validate(document.load([self.machine.real(CONFIG)], trusted=False))

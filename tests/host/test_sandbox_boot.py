@@ -78,3 +78,24 @@ def test_a_configuration_that_is_wrong(machine_root: Path) -> None:
     code, said = bootagent(machine_root, "sandbox", "--config", str(machine_root / "config.toml"))
     assert code == 2
     assert "did you mean 'apps'?" in said
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+def test_volumes(machine_root: Path) -> None:
+    sample = example.write(machine_root)
+    text = sample.config.read_text()
+    config = re.sub(r"source = .*", 'source = { type = "ebs", snapshot = { Name = "hello" }, holds = "release" }', text)
+    config += '\n[roles.web.volumes.data]\nmountpoint = "/data"\nvolume = { size = "1GiB" }\n'
+    sample.config.write_text(config)
+    options = {
+        "--config": sample.config,
+        "--tag": "Role=web",
+        "--publish": f"hello={sample.repository}",
+        "--file": f"/etc/hello/settings.json={sample.settings}",
+    }
+    words = [str(word) for pair in options.items() for word in pair]
+    code, said = bootagent(machine_root, "sandbox", *words, "--tag", "Environment=staging")
+    assert code == 0, said
+    assert "mount the volume of role.web.data at /data" in said
+    assert "hello.server is healthy" in said
+    assert "bootagent-disks-" not in subprocess.run(["losetup"], capture_output=True, text=True, check=True).stdout
