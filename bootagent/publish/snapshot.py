@@ -122,11 +122,7 @@ def _check(wanted: Wanted) -> None:
 
 def _target(machine: Machine, what: str) -> _Target:
     if _VOLUME.fullmatch(what):
-        device = disks.find(machine, what)
-        found = mounts.of_device(machine, disks.number(device)) if device else ()
-        if found:
-            _refuse_root(machine, found[0].device, what)
-        return _Target(what, found[0].point if found else None)
+        return _Target(what, _point_of(machine, what))
     if not what.startswith("/"):
         raise UsageError(f"{what!r} is neither an absolute path nor a volume's id")
     mount = mounts.at(machine, what)
@@ -136,6 +132,23 @@ def _target(machine: Machine, what: str) -> _Target:
         raise UsageError(f"nothing is mounted at {what}", remedy="name the volume's mountpoint; findmnt lists them")
     _refuse_root(machine, mount.device, what)
     return _Target(_volume_of(machine, mount.device, what), mount.point)
+
+
+def _point_of(machine: Machine, volume_id: str) -> str | None:
+    """Where a volume is mounted, itself or a partition of it; None: nowhere."""
+    device = disks.find(machine, volume_id)
+    if device is None:
+        return None
+    numbers = _numbers(machine.real("/sys/block") / device.name)
+    found = [mount for mount in mounts.table() if mount.device in numbers]
+    for mount in found:
+        _refuse_root(machine, mount.device, volume_id)
+    if len({mount.device for mount in found}) > 1:
+        raise UsageError(
+            f"{volume_id} has several filesystems mounted, and they cannot be frozen at once",
+            remedy="keep one filesystem on a volume",
+        )
+    return found[0].point if found else None
 
 
 def _refuse_root(machine: Machine, device: str, what: str) -> None:
@@ -150,7 +163,7 @@ def _refuse_root(machine: Machine, device: str, what: str) -> None:
 def _volume_of(machine: Machine, number: str, what: str) -> str:
     """The id of the volume that is the block device ``number``, or has it as a partition."""
     for entry in sorted(machine.real("/sys/block").glob("*")):
-        if number in {_text(file) for file in (entry / "dev", *entry.glob(f"{entry.name}*/dev"))}:
+        if number in _numbers(entry):
             serial = _text(entry / "device/serial")
             if found := _SERIAL.fullmatch(serial):
                 return f"vol-{found[1]}"
@@ -159,6 +172,11 @@ def _volume_of(machine: Machine, number: str, what: str) -> str:
                 remedy="name the volume: bootagent snapshot vol-…; it is not frozen then",
             )
     raise UsageError(f"{what} is on no block device of this machine", remedy="name the mountpoint of an EBS volume")
+
+
+def _numbers(entry: Path) -> set[str]:
+    """The MAJOR:MINOR of a disk in /sys/block, and of its partitions."""
+    return {_text(file) for file in (entry / "dev", *entry.glob(f"{entry.name}*/dev"))} - {""}
 
 
 def _text(path: Path) -> str:

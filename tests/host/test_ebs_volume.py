@@ -526,8 +526,7 @@ def killed_at(
     return code != 0
 
 
-@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
-@pytest.mark.parametrize("kind", ["own", "lagging", "lasting"])
+@pytest.mark.parametrize(("kind", "before"), [("own", True), ("own", False), ("lagging", False), ("lasting", False)])
 def test_killed_at_any_call_the_next_run_ends_with_one_volume(
     cloud: Cloud, volumes: Disks, machine: HearingMachine, wanted: Wanted, data: Wanted, kind: str, before: bool
 ) -> None:
