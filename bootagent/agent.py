@@ -422,7 +422,8 @@ class _Run:
             known = replace(known, revision=revision, pending=None).with_release(name, record)
             self._save(self._state.with_app(lane.app, known))
         # What was published wrong stays wrong; what a hook could not do, it may be able to do later.
-        transient = not blamed and not isinstance(cause, BundleError)
+        # And where the source did not answer, it may answer yet.
+        transient = lane.unread or (not blamed and not isinstance(cause, BundleError))
         fallback = lane.fallback or (lane.release if lane.intent in ("keep", "hotfix") and phase == "stage" else None)
         if fallback is None or self.config is None:
             return Ending(EXIT_FAILED, str(error), tail, transient=transient)
@@ -452,7 +453,7 @@ class _Run:
             for name, record in known.releases.items()
             if name in present or (record.state == "bad" and record.revision == known.revision)
         }
-        return replace(known, releases=kept)
+        return replace(known, in_place=False, releases=kept)
 
     def _app(self, lane: Lane) -> App:
         assert self.config is not None  # lanes are made from it

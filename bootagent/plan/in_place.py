@@ -19,7 +19,7 @@ from bootagent.steps.copied_scripts import CopiedScripts
 def lane(config: Config, app: App, known: Known, moment: Moment) -> Lane:
     """The lane of an app."""
     revision, state = known.revision, known.state
-    standing = _standing(state)
+    standing = _standing(app, state)
     if isinstance(revision, BootagentError):
         return _unread(config, app, known, standing, moment, str(revision))
     label = short(revision.label)
@@ -49,10 +49,15 @@ def put_back(config: Config, app: App, state: AppState, release: str, *, reason:
     )
 
 
-def _standing(state: AppState) -> str | None:
-    """The release last seen to serve, if it has not failed since."""
-    record = state.releases.get(state.proven) if state.proven else None
-    return state.proven if record and record.state == "good" else None
+def _standing(app: App, state: AppState) -> str | None:
+    """The release last seen to serve, if it has not failed since, and is not from before the app was read in place."""
+    name = state.proven
+    record = state.releases.get(name) if name else None
+    if name is None or record is None or record.state != "good":
+        return None
+    if isinstance(app.source, EbsSource):
+        return name if record.revision == name else None
+    return name if record.revision.startswith("nfs:") and record.label == name else None
 
 
 def _unread(config: Config, app: App, known: Known, standing: str | None, moment: Moment, reason: str) -> Lane:

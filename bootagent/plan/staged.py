@@ -9,7 +9,7 @@ from bootagent.config.model import App, Config
 from bootagent.errors import BootagentError
 from bootagent.plan import parts
 from bootagent.plan.lane import Known, Lane, Moment, Phase
-from bootagent.release import Layout, new_name, short
+from bootagent.release import Layout, is_name, new_name, short
 from bootagent.sources import Baked, Revision
 from bootagent.state import AppState
 from bootagent.steps.base import Step
@@ -59,10 +59,9 @@ def lane(config: Config, app: App, known: Known, moment: Moment) -> Lane:
         return _unread(config, app, known, standing or current, moment, str(revision))
     if isinstance(revision.content, Baked):
         return _baked(config, app, known, standing or current, moment)
-    pending, label = state.pending, short(revision.label)
-    if pending and pending.revision == revision.id and (pending.staged or pending.boot_id == moment.boot_id):
-        # A run was killed in the middle of this one; its writes are there, since the power did not go with it.
-        return _deploy(config, app, known, revision, pending.release, moment, "finish what an earlier run began")
+    label = short(revision.label)
+    if begun := _begun(state, revision, moment):
+        return _deploy(config, app, known, revision, begun, moment, "finish what an earlier run began")
     made_of_it = standing is not None and state.revision_of(standing) == revision.id
     failed = any(one.state == "bad" and one.revision == revision.id for one in state.releases.values())
     if made_of_it or failed or revision.id == state.revision:
@@ -89,28 +88,47 @@ def _unread(config: Config, app: App, known: Known, standing: str | None, moment
     if standing is None and app.fallback:
         baked, state = known.fallback, known.state
         if baked is None:
-            standing = max(known.layout.releases, default=None)
+            standing = _held(known)
         elif not any(one.state == "bad" and one.revision == baked.id for one in state.releases.values()):
-            begun = state.pending if state.pending and state.pending.revision == baked.id else None
-            name = begun.release if begun else _new_name(known, moment)
+            name = _begun(state, baked, moment) or _new_name(known, moment)
             said = f"{reason}; until it can be read, what the image holds serves"
-            return replace(_deploy(config, app, known, baked, name, moment, said), degraded=True, unread=True)
+            made = _deploy(config, app, replace(known, revision=baked), baked, name, moment, said)
+            return replace(made, degraded=True, unread=True)
     return _keep(config, app, known, standing, moment, reason=reason, degraded=True)
 
 
 def _baked(config: Config, app: App, known: Known, standing: str | None, moment: Moment) -> Lane:
     """The releases that the image holds: the one it calls current, else the newest."""
-    standing = standing or max(known.layout.releases, default=None)
+    standing = standing or _held(known)
     if standing is None:
         reason = f"{app.deploy_to} holds no release: bake one into the image, or name a tree with source.path"
         return Lane(app=app.name, intent="nothing", steps={}, reason=reason)
     return _keep(config, app, known, standing, moment, reason="it is what the image holds")
 
 
+def _held(known: Known) -> str | None:
+    """The newest release that the image brought: none that was begun here, and none that failed."""
+    unfinished = known.state.pending.release if known.state.pending else None
+    names = (name for name in known.layout.releases if name != unfinished and known.state.is_proven(name))
+    return max(names, default=None)
+
+
+def _begun(state: AppState, revision: Revision, moment: Moment) -> str | None:
+    """The release a run was killed in the middle of making of ``revision``, if its writes are there.
+
+    They are when the power did not go with the run, or had been synced.
+    """
+    pending = state.pending
+    if pending and pending.revision == revision.id and (pending.staged or pending.boot_id == moment.boot_id):
+        return pending.release
+    return None
+
+
 def _new_name(known: Known, moment: Moment) -> str:
     pending = known.state.pending
     taken = {*known.layout.releases, *known.state.releases, *({pending.release} if pending else ())}
-    return new_name(moment.now, taken)
+    # What the app was once read from in place has names of its own.
+    return new_name(moment.now, {name for name in taken if is_name(name)})
 
 
 def _standing(known: Known) -> str | None:
@@ -181,7 +199,8 @@ def _keep(
     record = known.state.releases.get(standing)
     stage = list(_prune(app, known, moment, making=None))
     if record:
-        there = parts.restored(app, standing, record.revision, moment) if parts.is_on_volumes(app) else []
+        on_volume = parts.is_on_volumes(app) and parts.is_snapshot(record.revision)
+        there = parts.restored(app, standing, record.revision, moment) if on_volume else []
         stage = [*parts.shared(app, moment), *stage, *there, *parts.links(app, standing, fresh=False)]
     else:
         reason = f"release {standing} was put there by someone else; {reason}"

@@ -18,6 +18,11 @@ def is_on_volumes(app: App) -> bool:
     return isinstance(app.source, EbsSource) and app.source.holds == "release"
 
 
+def is_snapshot(revision: str) -> bool:
+    """Whether a release was made from one: other sources, and what stands in for one, give none."""
+    return revision.startswith("snap-")
+
+
 def restored(app: App, release: str, snapshot: str, moment: Moment) -> list[Step]:
     """A release that is a volume, mounted among the releases."""
     assert isinstance(app.source, EbsSource)
