@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -159,8 +160,28 @@ def publish(cloud: Cloud, repository: Path, env: Mapping[str, str]) -> subproces
     )
 
 
+def test_policies_for_storage_allow_what_the_code_says_it_needs_and_no_more() -> None:
+    """The simulated cloud's volumes are not behind its IAM: what each call names as its permission must do."""
+    instance, deployer = set(actions("ebs.json")), set(actions("snapshot.json"))
+    assert instance | deployer == named("ebs", "publish/snapshot.py", "gc.py")
+    assert not [action for action in instance if "Snapshot" in action and "Describe" not in action]
+    assert not [action for action in deployer if "Attach" in action or "Detach" in action or "CreateVol" in action]
+    assert named("aws.py") == set(actions("git-key.json"))
+
+
+def named(*places: str) -> set[str]:
+    """The permissions that modules of the package name."""
+    files = [file for place in places for file in _modules(CHECKOUT / "bootagent" / place)]
+    return {found for file in files for found in re.findall(r"\b(?:ec2|ssm):[A-Z][A-Za-z]+", file.read_text())}
+
+
+def _modules(place: Path) -> list[Path]:
+    return sorted(place.rglob("*.py")) if place.is_dir() else [place]
+
+
 def test_every_policy_is_tested_and_has_placeholders() -> None:
-    assert {path.name for path in POLICIES.iterdir()} == {S3, TAGS, PUBLISH}
+    storage = {"ebs.json", "git-key.json", "snapshot.json"}
+    assert {path.name for path in POLICIES.iterdir()} == {S3, TAGS, PUBLISH, *storage}
     for name in (S3, PUBLISH):
         for statement in json.loads((POLICIES / name).read_text())["Statement"]:
             assert statement["Resource"] == "arn:aws:s3:::BUCKET/PREFIX/*"
