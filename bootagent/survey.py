@@ -26,6 +26,8 @@ from bootagent.state import State
 #: Where service directories are kept, and how long one may take to stop, unless configured.
 DEFINITIONS = "/etc/sv"
 STOP_SECONDS = 10.0
+#: How long a git server that does not answer is waited for while something else could serve.
+GIT_SECONDS = 15.0
 
 
 def load_document(config: Path) -> Document:
@@ -82,8 +84,9 @@ def look(
 ) -> dict[str, Known]:
     """What the disk, the sources and the state say of every app; sources are asked side by side.
 
-    For ``patience`` seconds, credentials and a route that are not there yet are waited for. What cannot be seen of one
-    app is that app's failure alone; ``absent`` says of which apps the mount is not there, and why.
+    For ``patience`` seconds, credentials and a route that are not there yet are waited for; a git server not so long
+    when something else could serve meanwhile. What cannot be seen of one app is that app's failure alone; ``absent``
+    says of which apps the mount is not there, and why.
     """
     deadline = time.monotonic() + patience
 
@@ -96,7 +99,9 @@ def look(
                 found = replace(found, layout=release.observe(machine, app.deploy_to))
             if absent and app.name in absent:
                 raise absent[app.name]
-            return replace(found, revision=_resolved(machine, app, instance.region, deadline))
+            can_serve = found.layout.current is not None or app.fallback is not None
+            until = min(deadline, time.monotonic() + GIT_SECONDS) if can_serve else deadline
+            return replace(found, revision=_resolved(machine, app, instance.region, deadline, until))
         except BootagentError as error:
             return _with_fallback(replace(found, revision=error), machine, app)
         except OSError as error:
@@ -120,7 +125,7 @@ def _with_fallback(known: Known, machine: Machine, app: App) -> Known:
         return replace(known, revision=BootagentError(f"{known.revision}; nor does the image help: {error}"))
 
 
-def _resolved(machine: Machine, app: App, region: str | None, deadline: float) -> sources.Revision:
+def _resolved(machine: Machine, app: App, region: str | None, deadline: float, until: float) -> sources.Revision:
     while True:
         try:
             return sources.resolve(machine, app, region)
@@ -129,7 +134,7 @@ def _resolved(machine: Machine, app: App, region: str | None, deadline: float) -
                 raise
             aws.forget_clients()
         except MachineError:  # a server that does not answer yet: at boot the network may be late
-            if not isinstance(app.source, GitSource) or time.monotonic() >= deadline:
+            if not isinstance(app.source, GitSource) or time.monotonic() >= until:
                 raise
         time.sleep(1)
 

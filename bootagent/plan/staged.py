@@ -85,15 +85,17 @@ def lane(config: Config, app: App, known: Known, moment: Moment) -> Lane:
 
 def _unread(config: Config, app: App, known: Known, standing: str | None, moment: Moment, reason: str) -> Lane:
     """The source does not answer: stay on what there is, or begin with what the image holds."""
-    if standing is None and app.fallback:
-        baked, state = known.fallback, known.state
-        if baked is None:
-            standing = _held(known)
-        elif not any(one.state == "bad" and one.revision == baked.id for one in state.releases.values()):
-            name = _begun(state, baked, moment) or _new_name(known, moment)
+    baked, state = known.fallback, known.state
+    if baked:
+        begun = _begun(state, baked, moment)
+        failed = any(one.state == "bad" and one.revision == baked.id for one in state.releases.values())
+        if begun or (standing is None and not failed):
+            name = begun or _new_name(known, moment)
             said = f"{reason}; until it can be read, what the image holds serves"
             made = _deploy(config, app, replace(known, revision=baked), baked, name, moment, said)
             return replace(made, degraded=True, unread=True)
+    elif standing is None and app.fallback:
+        standing = _held(known)
     return _keep(config, app, known, standing, moment, reason=reason, degraded=True)
 
 
