@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +237,19 @@ def test_a_repository_that_is_gone_leaves_the_old_release_serving(
     assert f"web: keep {first}" in agent("plan").stdout
     away.rename(repository.origin)
     assert agent("reconfigure").code == 0
+
+
+def test_a_boot_does_not_wait_long_for_a_repository_while_something_can_serve(
+    stage: Stage, web: App, repository: Repository, agent: Agent
+) -> None:
+    """A boot waits for the network as long as for its tags, two minutes; with nothing running, that is an outage."""
+    assert agent("reconfigure").code == 0
+    repository.origin.rename(repository.origin.with_name("away.git"))
+    begun = time.monotonic()
+    ran = agent("run", "--once", timeout=300)
+    assert ran.code == 3, ran.stderr
+    assert time.monotonic() - begun < 90
+    assert web.answer() == "one"
 
 
 def test_a_repository_that_is_not_there_at_first_boot_is_a_clear_failure(

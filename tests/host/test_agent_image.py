@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from bootagent.sandbox.cloud import Cloud
 from tests.conftest import Agent, Ran, agent_argv
 from tests.host.git_server import Repository
 from tests.host.stage import BUCKET, SERVER, USER, App, Stage
+from tests.host.test_agent_crash import expect_whole, run_killed_at
 
 BAKED = "/opt/web"
 R1, R2 = "20260101000000", "20260102000000"
@@ -392,6 +394,30 @@ def test_what_a_killed_run_left_unfinished_is_not_what_the_image_holds(stage: St
     bake(web.deploy_to / "releases" / R1, "baked")
     assert agent("reconfigure").code == 3
     assert (web.current, web.answer()) == (R1, "baked")
+
+
+def test_killed_at_every_record_of_a_first_boot_without_its_source(
+    stage: Stage, web: App, agent: Agent, cloud: Cloud
+) -> None:
+    """The machine is carried from one kill to the next, each a record further than the last."""
+    hook = 'hooks = { prepare = ["sh", "-c", "echo prepared >>prepared"] }'
+    stage.configure(configured(web, f"source = {{ {S3}, {AS_TREE} }}", hook))
+    bake(stage.root / "opt/web", "baked", "v1")
+    kills = 0
+    while run_killed_at(stage.root, cloud, kills) == -signal.SIGKILL:
+        kills += 1
+        link = web.deploy_to / "current"
+        assert not link.is_symlink() or (link / "VERSION").read_text() == "baked", "current is absent or whole"
+        assert kills < 60
+    assert kills > 10, "the run is as long as expected"
+    assert web.answer() == "baked"
+    assert web.releases == [web.current]
+    assert not [path for path in (web.deploy_to / "releases").iterdir() if path.name.startswith(".")]
+    assert stage.release_state("web", web.current) == "good"
+    assert agent("status").code == 3
+    web.publish("one")
+    assert agent("reconfigure").code == 0
+    expect_whole(stage, web, "one")
 
 
 def test_the_daemon_tries_again_until_the_source_answers(stage: Stage, web: App, cloud: Cloud) -> None:
