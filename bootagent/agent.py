@@ -379,7 +379,8 @@ class _Run:
             # Durable on disk only once the switch has been made, which syncs first.
             resumed = known.pending is not None and known.pending.release == name and known.pending.staged
             pending = Pending(name, revision, label, boot_id(), phase == "serve" or resumed)
-            known = replace(known, pending=pending, proven=lane.fallback or known.proven)
+            proven = lane.fallback or known.proven
+            known = replace(known, pending=pending, proven=proven, in_place=app.in_place)
             record = ReleaseRecord("active" if phase == "serve" else "staged", revision, label, timestamp())
             found = found.with_app(lane.app, known.with_release(name, record))
         self._save(found)

@@ -141,7 +141,10 @@ def _log_file(machine: Machine, log: str) -> IO[bytes]:
 
 @dataclass(frozen=True)
 class ServiceDirectory:
-    """One service directory as it should be. ``identity`` None: as the agent itself."""
+    """One service directory as it should be. ``identity`` None: as the agent itself.
+
+    ``needs`` are mountpoints: at a boot, runsvdir may be there before they are.
+    """
 
     name: str
     files: Files
@@ -150,6 +153,7 @@ class ServiceDirectory:
     identity: Identity | None
     definitions: str
     service_dir: str
+    needs: tuple[str, ...] = ()
 
     def outer(self, machine: Machine) -> Path:
         """Root's directory."""
@@ -270,6 +274,10 @@ class ServiceDirectory:
                 f"read -r here <{shlex.quote(str(machine.real(HARDWARE_ID)))}",
                 f'[ "$here" = {instance} ] || exec sleep infinity',
             ]
+        for point in self.needs:
+            # The table is asked, not the mountpoint: a dead server would hang whoever does.
+            shown = shlex.quote(f" {_as_in_table(str(machine.real(point)))} ")
+            lines.append(f"until grep -qsF {shown} /proc/self/mounts; do sleep 0.5; done")
         return "\n".join([*lines, f"exec {shlex.join(words)}", ""]).encode()
 
     # --- the marker --------------------------------------------------------------------------------------------
@@ -294,6 +302,11 @@ class ServiceDirectory:
         outer = self.outer(machine)
         machine.make_directory(outer)
         machine.write(outer / MARKER, b"{}\n", mode=0o600)
+
+
+def _as_in_table(path: str) -> str:
+    """A path as /proc/self/mounts has it: fstab(5)."""
+    return "".join(f"\\{ord(char):03o}" if char in " \t\n\\" else char for char in path)
 
 
 def _hardware_id(machine: Machine) -> str | None:

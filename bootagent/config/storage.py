@@ -59,8 +59,9 @@ def check_source(app: Table) -> Iterator[Found]:
                 yield (key,), "cannot be: the release is read in place, and nothing is linked into it"
         if "prepare" in app["hooks"]:
             yield ("hooks", "prepare"), "cannot be: the release is read in place, and nothing is prepared in it"
-        if isinstance(source.get("fallback"), dict):
-            yield ("source", "fallback"), "cannot be: the release is read in place, and none is copied there"
+        if source.get("fallback") == "image":
+            sentence = 'cannot be, where the release is read in place; name a tree: { type = "image", path = … }'
+            yield ("source", "fallback"), sentence
 
 
 def _check_nfs(source: Table, deploy_to: str) -> Iterator[Found]:

@@ -10,7 +10,7 @@ from bootagent.errors import BootagentError
 from bootagent.plan import parts, volumes
 from bootagent.plan.lane import Known, Lane, Moment, Phase
 from bootagent.release import short
-from bootagent.sources import Revision
+from bootagent.sources import Revision, Tree
 from bootagent.state import AppState
 from bootagent.steps.base import Step
 from bootagent.steps.copied_scripts import CopiedScripts
@@ -66,7 +66,23 @@ def _unread(config: Config, app: App, known: Known, standing: str | None, moment
     if standing and known.present:
         # Its server does not answer: whoever touches the mount now may hang. What runs, runs.
         return Lane(app.name, "keep", {}, release=standing, reason=reason, degraded=True, unread=True)
+    if known.fallback and isinstance(known.fallback.content, Tree):
+        return _stand_in(config, app, known.fallback, known.fallback.content, reason)
     return Lane(app=app.name, intent="nothing", steps={}, reason=reason, unread=True)
+
+
+def _stand_in(config: Config, app: App, baked: Revision, tree: Tree, reason: str) -> Lane:
+    """What the image holds, run where it is."""
+    return Lane(
+        app=app.name,
+        intent="keep",
+        steps={"serve": (parts.services(config, app, baked.id, stand_in=tree.path),)},
+        release=baked.label,
+        label=baked.label,
+        reason=f"{reason}; until it can be read, what the image holds serves",
+        degraded=True,
+        unread=True,
+    )
 
 
 def _keep(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bootagent.config.model import App, Check, Config, NfsSource, S3Source, Service
+from bootagent.config.model import App, Check, Config, EbsSource, NfsSource, S3Source, Service
 from bootagent.ebs.snapshots import Snapshot
 from bootagent.git_repository import Commit
 from bootagent.plan.lane import Moment
@@ -73,11 +73,15 @@ def current(app: App, name: str, log: str | None, demoted: str | None = None) ->
     return Current(app.deploy_to, name, log, demoted, app.user, app.group)
 
 
-def services(config: Config, app: App, mark: str | None) -> Step:
-    """The app's services, started from ``mark``; None: from whatever somebody else has made current."""
+def services(config: Config, app: App, mark: str | None, *, stand_in: str | None = None) -> Step:
+    """The app's services, started from ``mark``; None: from whatever somebody else has made current.
+
+    ``stand_in`` is a tree that they run from because what is read in place is not there.
+    """
+    in_place = app.in_place and stand_in is None
     return Services(
         app=app.name,
-        current=f"{app.deploy_to}/current",
+        current=stand_in or f"{app.deploy_to}/current",
         mark=mark,
         specs=tuple(_spec(service) for service in app.services),
         unnamed=_spec(app.unnamed),
@@ -86,8 +90,22 @@ def services(config: Config, app: App, mark: str | None) -> Step:
         watched=tuple(f"{app.deploy_to}/shared/{file.path}" for file in app.linked_files if file.origin),
         service_dir=config.runit.service_dir,
         definitions=config.runit.definitions,
-        scripts=scripts(app) if copies_scripts(app) else None,
+        scripts=scripts(app) if in_place and copies_scripts(app) else None,
+        needs=(
+            *(volume.mountpoint for volume in config.volumes),
+            *(_mountpoints(app) if in_place else ()),
+        ),
     )
+
+
+def _mountpoints(app: App) -> tuple[str, ...]:
+    """Where what is read in place is mounted, and shown."""
+    match app.source:
+        case NfsSource(mountpoint=mountpoint):
+            return (mountpoint,)
+        case EbsSource(mountpoint=mountpoint, bind=bind):
+            return (mountpoint, app.deploy_to) if bind else (mountpoint,)
+    return ()
 
 
 def copies_scripts(app: App) -> bool:

@@ -46,7 +46,7 @@ class Services:
     ``specs`` are those configured, ``unnamed`` stands for any other that the release brings in ``release_services``;
     ``only`` narrows both by name. ``watched`` are files whose content counts: a change restarts the services.
     ``scripts`` is where the release's service directories have been copied to, when the release itself must not be
-    touched by this process.
+    touched by this process. ``needs`` are mountpoints that must be there before any of them starts.
     """
 
     app: str
@@ -60,6 +60,7 @@ class Services:
     service_dir: str
     definitions: str
     scripts: str | None = None
+    needs: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         if not self.specs and self.unnamed is None:
@@ -153,6 +154,7 @@ class Services:
             identity=identity,
             definitions=self.definitions,
             service_dir=self.service_dir,
+            needs=self.needs,
         )
         return _Wanted(spec, directory, self.current)
 

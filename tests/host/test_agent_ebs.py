@@ -7,10 +7,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from bootagent import runit
 from bootagent.sandbox.cloud import Cloud
 from bootagent.sandbox.disks import Disks
 from bootagent.sandbox.loop_host import LoopHost
@@ -290,3 +292,48 @@ def test_no_snapshot_of_what_is_no_volume(disks: Disks, agent: Agent, machine_ro
     assert ran.code == 2 and "the root filesystem is not frozen" in ran.stderr
     ran = agent("snapshot", "vol-00000000", "--tag", "Name=web")
     assert ran.code == 2 and "EC2 knows no volume vol-00000000" in ran.stderr
+
+
+def test_services_wait_for_what_they_run_from(
+    disks: Disks, stage: Stage, web: App, agent: Agent, tmp_path: Path, machine_root: Path
+) -> None:
+    stage.configure(configured(web, SOURCE))
+    snapshot(disks, tmp_path, "one")
+    assert agent("reconfigure").code == 0
+    # As at a boot where runsvdir is there before the mounts.
+    outer = machine_root / "etc/sv/web.server"
+    before = runit.status(outer)
+    assert before
+    subprocess.run(["sv", "-w", "10", "down", outer / "service"], check=True)
+    subprocess.run(["umount", machine_root / "srv/web"], check=True)
+    os.kill(before.pid, signal.SIGKILL)  # runsv, and so everything it says
+    deadline = time.monotonic() + 10
+    while (now := runit.status(outer)) is None or now.pid in (0, before.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(2)
+    with pytest.raises(OSError):
+        web.answer(within=0)
+    assert runit.status(outer) == now, "it waits, and does not crash"
+    ran = agent("reconfigure")
+    assert ran.code == 0, ran.stderr
+    assert web.answer() == "one"
+
+
+def test_a_tree_of_the_image_stands_in_for_a_snapshot(
+    disks: Disks, stage: Stage, web: App, agent: Agent, tmp_path: Path, machine_root: Path
+) -> None:
+    baked = tree(machine_root / "opt/web", web.tree("baked", REVISION="cafe"))
+    fallback = ' }, fallback = { type = "image", path = "/opt/web" }'
+    stage.configure(configured(web, SOURCE.replace(" }", fallback, 1)))
+    ran = agent("reconfigure")
+    assert ran.code == 3, ran.stderr
+    assert "no completed snapshot" in ran.stderr
+    assert web.answer() == "baked"
+    pid = web.pid()
+    assert (agent("reconfigure").code, web.pid()) == (3, pid)
+    assert baked.is_dir() and mounted(machine_root) == {}
+    snapshot(disks, tmp_path, "one")
+    ran = agent("reconfigure")
+    assert ran.code == 0, ran.stderr
+    assert web.answer() == "one"

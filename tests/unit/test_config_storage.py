@@ -171,11 +171,11 @@ def test_a_data_volume_that_is_found_by_tags_stays_when_its_instance_goes(tmp_pa
             "cannot be: the release is read in place, and nothing is prepared in it",
         ),
         (
-            'type = "ebs", snapshot = { N = "x" }, fallback = { type = "image", path = "/x" }',
+            'type = "ebs", snapshot = { N = "x" }, fallback = "image"',
             "/srv/x",
             "",
             "source.fallback",
-            "cannot be: the release is read in place, and none is copied there",
+            'cannot be, where the release is read in place; name a tree: { type = "image", path = … }',
         ),
         ('type = "ebs", snapshot = {}', "/srv/x", "", "source.snapshot", "is empty: any snapshot would do"),
         (

@@ -155,9 +155,9 @@ def retired(*keep: str) -> RetiredVolumes:
     return RetiredVolumes("app.web.", tuple(f"app.web.{release}" for release in keep), ME)
 
 
-def run(mark: str, *, scripts: str | None = None) -> Services:
+def run(mark: str, *needs: str, scripts: str | None = None) -> Services:
     """The services of an app that is read in place: nothing of shared/ is filled, and so watched."""
-    return replace(services(mark), watched=(), scripts=scripts)
+    return replace(services(mark), watched=(), scripts=scripts, needs=needs)
 
 
 def on_volume(name: str) -> Steps:
@@ -165,7 +165,7 @@ def on_volume(name: str) -> Steps:
     return {
         "stage": (attached(name, name),),
         "activate": (mounted(name, "/cp", "/srv/web"),),
-        "serve": (run(name),),
+        "serve": (run(name, "/cp", "/srv/web"),),
         "retire": (retired(name),),
     }
 
@@ -173,7 +173,7 @@ def on_volume(name: str) -> Steps:
 def on_nfs(mark: str) -> Steps:
     """All steps that run what a mount shows."""
     scripts = CopiedScripts("/srv/web/current/config/service", "/run/bootagent/scripts/web", "deploy", "web")
-    return {"stage": (scripts,), "serve": (run(mark, scripts="/run/bootagent/scripts/web"),)}
+    return {"stage": (scripts,), "serve": (run(mark, "/srv", scripts="/run/bootagent/scripts/web"),)}
 
 
 # --- a whole deploy_to on a volume -------------------------------------------------------------------------------
@@ -194,7 +194,9 @@ def test_a_first_boot_brings_the_newest_snapshot() -> None:
 
 def test_a_volume_may_be_mounted_at_deploy_to_alone() -> None:
     app = replace(ON_VOLUME, source=replace(WHOLE, mountpoint="/srv/web", bind=False))
-    assert made(app, in_place(snapshot(S1))).steps["activate"] == (mounted(S1, "/srv/web"),)
+    steps = made(app, in_place(snapshot(S1))).steps
+    assert steps["activate"] == (mounted(S1, "/srv/web"),)
+    assert steps["serve"] == (run(S1, "/srv/web"),)
 
 
 def test_a_newer_snapshot_takes_the_place_of_the_one_that_stands_which_it_may_go_back_to() -> None:
@@ -269,7 +271,7 @@ def test_going_back_shows_the_old_volume_again() -> None:
     assert lane == Lane(
         app="web",
         intent="rollback",
-        steps={"activate": (mounted(S1, "/cp", "/srv/web"),), "serve": (run(S1),)},
+        steps={"activate": (mounted(S1, "/cp", "/srv/web"),), "serve": (run(S1, "/cp", "/srv/web"),)},
         release=S1,
         label=S1,
         reason="it failed",
@@ -515,9 +517,9 @@ def unread(state: AppState | None = None, *, baked: Revision | None = TREE, layo
     return Known(layout or Layout(), LOST, state or remembered(), fallback=baked)
 
 
-def from_image(name: str, *prune: str) -> Steps:
+def from_image(name: str, *prune: str, fresh: bool = True) -> Steps:
     """All steps that put the image's tree into a release."""
-    steps = deployed(name, "v1", *prune, fresh=True)
+    steps = deployed(name, "v1", *prune, fresh=fresh)
     copy = StagedCopy(f"/srv/web/releases/{name}", "/opt/web", 300.0, "deploy", "web")
     log = f"Branch the image's /opt/web (at v1) deployed as release {name} by bootagent"
     return {
@@ -554,11 +556,13 @@ def test_what_stands_has_no_need_of_the_image_either(app: App) -> None:
     assert lane.reason == str(LOST)
 
 
-def test_a_killed_run_of_it_is_finished_under_its_name() -> None:
+@pytest.mark.parametrize("current", [None, R2])
+def test_a_killed_run_of_it_is_finished_under_its_name(current: str | None) -> None:
+    """After the switch, too: it has not been seen to work."""
     begun = replace(pending(R2, "x"), revision="image:v1", label="v1")
-    lane = made(WITH_TREE, unread(remembered(killed=begun), layout=Layout(None, None, (R2,))))
-    assert (lane.intent, lane.release) == ("deploy", R2)
-    assert lane.steps == from_image(R2)
+    lane = made(WITH_TREE, unread(remembered(killed=begun), layout=Layout(current, None, (R2,))))
+    assert (lane.intent, lane.release, lane.fallback) == ("deploy", R2, None)
+    assert lane.steps == from_image(R2, fresh=current is None)
 
 
 def test_a_power_cut_while_it_was_copied_makes_a_fresh_one_and_removes_the_doubtful_one() -> None:
@@ -607,6 +611,37 @@ def test_a_tree_in_the_place_of_a_volume_stays_without_one() -> None:
     lane = made(app, unread(state, layout=Layout(R1, None, (R1,))))
     assert (lane.intent, lane.release) == ("keep", R1)
     assert lane.steps["stage"] == (DIRECTORIES, ENV_FILE, retired(R1), pruned(), links(R1))
+
+
+@pytest.mark.parametrize("app", [ON_VOLUME, ON_NFS])
+def test_a_tree_runs_where_it_is_in_the_place_of_what_is_read_in_place(app: App) -> None:
+    app = replace(app, fallback=ImageSource("/opt/web"))
+    lane = made(app, replace(in_place(LOST, present=False), fallback=TREE))
+    assert lane == Lane(
+        app="web",
+        intent="keep",
+        steps={"serve": (replace(run("image:v1"), current="/opt/web"),)},
+        release="v1",
+        label="v1",
+        reason=f"{LOST}; until it can be read, what the image holds serves",
+        degraded=True,
+        unread=True,
+    )
+
+
+@pytest.mark.parametrize(("app", "steps"), [(ON_VOLUME, on_volume(S1)), (ON_NFS, {})])
+def test_what_stands_in_place_has_no_need_of_the_tree(app: App, steps: Steps) -> None:
+    state = served(S1) if app is ON_VOLUME else served(R1, f"nfs:build:/apps:{R1}:1")
+    lane = made(replace(app, fallback=ImageSource("/opt/web")), replace(in_place(LOST, state), fallback=TREE))
+    assert (lane.intent, lane.release, lane.degraded, lane.unread) == ("keep", state.proven, True, True)
+    assert lane.steps == steps
+
+
+def test_a_tree_serves_when_the_mount_has_gone_with_the_last_boot() -> None:
+    state = served(R1, f"nfs:build:/apps:{R1}:1")
+    app = replace(ON_NFS, fallback=ImageSource("/opt/web"))
+    lane = made(app, replace(in_place(SILENT, state, present=False), fallback=TREE))
+    assert (lane.intent, lane.release, lane.degraded) == ("keep", "v1", True)
 
 
 # --- mounts and data volumes -------------------------------------------------------------------------------------
@@ -704,6 +739,13 @@ def test_apps_that_read_from_one_export_share_its_mount() -> None:
         Attachment("other", ("other",), (MountedNfs("build", "/other", "/mnt/other", ("ro",), 120.0),)),
         Attachment("copied", ("copied",), (MountedNfs("build", "/apps", "/mnt/build", ("ro",), 120.0),)),
     )
+
+
+def test_services_need_the_volumes_of_their_role() -> None:
+    known = {"web": Known(Layout(), revision("a"), remembered()), "api": in_place(shown(R1))}
+    lanes = plan.make(config(WEB, replace(ON_NFS, name="api"), volumes=[DATA]), known, (), MOMENT).lanes
+    needs = {lane.app: one.needs for lane in lanes for one in lane.steps["serve"] if isinstance(one, Services)}
+    assert needs == {"web": ("/var/lib/postgresql",), "api": ("/var/lib/postgresql", "/srv")}
 
 
 def test_a_role_without_storage_attaches_nothing() -> None:
