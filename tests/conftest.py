@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, NoReturn, Protocol
 
+import hypothesis
 import pytest
 
 from bootagent.sandbox.api import AwsApi
@@ -28,6 +29,11 @@ from bootagent.sandbox.cloud import Cloud
 from bootagent.sandbox.supervisor import Supervisor
 
 TAGS = {"Role": "web", "Environment": "staging"}
+
+
+# How long an example takes is the machine's affair.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 
 def pytest_configure(config: pytest.Config) -> None:
