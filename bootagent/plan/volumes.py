@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from bootagent.config.model import App, DataVolume, EbsSource
+from bootagent.ebs.volume import Wanted
 from bootagent.errors import BootagentError
 from bootagent.plan.lane import Moment
 from bootagent.steps.attached_volume import AttachedVolume
@@ -36,7 +37,7 @@ def restored(app: App, release: str, snapshot: str, moment: Moment) -> list[Step
 def attached(app: App, source: EbsSource, release: str, snapshot: str, moment: Moment) -> Step:
     """The volume of a release, made from a snapshot. Raises BootagentError on a machine that does not know itself."""
     instance_id, zone = _here(f"app {app.name}", moment)
-    return AttachedVolume(
+    wanted = Wanted(
         name=record(app.name, release),
         purpose=f"app {app.name}",
         instance_id=instance_id,
@@ -47,6 +48,7 @@ def attached(app: App, source: EbsSource, release: str, snapshot: str, moment: M
         device=source.device,
         within=source.within,
     )
+    return AttachedVolume(wanted)
 
 
 def shown(app: App, source: EbsSource, release: str) -> Step:
@@ -65,7 +67,7 @@ def data_volume(role: str, volume: DataVolume, snapshot: str | None, moment: Mom
     instance_id, zone = _here(f"volume {volume.name}", moment)
     name = volume_record(role, volume)
     blank = not volume.snapshot and volume.volume.size_gib is not None
-    attach = AttachedVolume(
+    wanted = Wanted(
         name=name,
         purpose=f"volume {role}/{volume.name}",
         instance_id=instance_id,
@@ -92,7 +94,7 @@ def data_volume(role: str, volume: DataVolume, snapshot: str | None, moment: Mom
         fstab=True,
         within=volume.within,
     )
-    return attach, mount
+    return AttachedVolume(wanted), mount
 
 
 def record(app: str, release: str) -> str:

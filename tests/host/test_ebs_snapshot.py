@@ -355,16 +355,16 @@ def test_a_volume_that_is_there_is_not_asked_about(
 ) -> None:
     origin = disks.snapshot_of(tmp_path, tags={})
     disks.faults.device_late = 1.0
-    step = AttachedVolume(**vars(wanted_by(cloud, snapshot=origin)))
+    step = AttachedVolume(wanted_by(cloud, snapshot=origin))
     assert str(step) == f"attach the volume made from {origin} for app web"
     assert not step.is_satisfied(machine)
     step.apply(machine)
     cloud.api.forget_calls()
     assert step.is_satisfied(machine)
     assert cloud.count("ec2") == 0
-    assert not replace(step, instance_id="i-another").is_satisfied(machine)
-    assert not replace(step, snapshot="snap-0another").is_satisfied(machine)
-    record = records.load(machine, step.name)
+    assert not AttachedVolume(replace(step.wanted, instance_id="i-another")).is_satisfied(machine)
+    assert not AttachedVolume(replace(step.wanted, snapshot="snap-0another")).is_satisfied(machine)
+    record = records.load(machine, step.wanted.name)
     assert record
     cloud.api.ec2(cloud.region).detach_volume(VolumeId=str(record.volume_id))
     until(lambda: not step.is_satisfied(machine))

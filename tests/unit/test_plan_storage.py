@@ -12,6 +12,7 @@ from bootagent import plan
 from bootagent.config.model import App, Config, DataVolume, EbsSource, GitSource, ImageSource, NfsSource, S3Source
 from bootagent.ebs.kind import VolumeKind
 from bootagent.ebs.snapshots import Snapshot
+from bootagent.ebs.volume import Wanted
 from bootagent.errors import AwsError, BootagentError, MachineError
 from bootagent.git_repository import Commit
 from bootagent.plan import Attachment, Known, Lane, Moment, Phase
@@ -123,7 +124,7 @@ def in_place(source: Revision | BootagentError, state: AppState | None = None, *
 
 
 def attached(release: str, made_of: str) -> AttachedVolume:
-    return AttachedVolume(
+    wanted = Wanted(
         name=f"app.web.{release}",
         purpose="app web",
         instance_id=ME,
@@ -134,6 +135,7 @@ def attached(release: str, made_of: str) -> AttachedVolume:
         device="/dev/sdg",
         within=600.0,
     )
+    return AttachedVolume(wanted)
 
 
 def mounted(release: str, place: str, bind: str | None = None) -> MountedVolume:
@@ -664,7 +666,7 @@ DATA = DataVolume(
 
 
 def attach(volume: DataVolume, made_of: str | None, *, create: bool) -> AttachedVolume:
-    return AttachedVolume(
+    wanted = Wanted(
         name="role.web.data",
         purpose="volume web/data",
         instance_id=ME,
@@ -679,6 +681,7 @@ def attach(volume: DataVolume, made_of: str | None, *, create: bool) -> Attached
         by_snapshot=False,
         within=300.0,
     )
+    return AttachedVolume(wanted)
 
 
 def mount(*, blank: bool) -> MountedVolume:
