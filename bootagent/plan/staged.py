@@ -94,6 +94,8 @@ def _unread(config: Config, app: App, known: Known, standing: str | None, moment
             said = f"{reason}; until it can be read, what the image holds serves"
             made = _deploy(config, app, replace(known, revision=baked), baked, name, moment, said)
             return replace(made, degraded=True, unread=True)
+        if standing is None:
+            reason = f"{reason}; and what the image holds failed before"
     elif standing is None and app.fallback:
         standing = _held(known)
     return _keep(config, app, known, standing, moment, reason=reason, degraded=True)

@@ -582,7 +582,8 @@ def test_a_tree_that_failed_is_not_tried_again() -> None:
     assert (lane.intent, lane.release, lane.degraded, lane.unread) == ("keep", R1, True, True)
     assert lane.steps == kept(R1)
     lane = made(WITH_TREE, unread(state))  # and its release is gone
-    assert lane == Lane("web", "nothing", {}, reason=str(LOST), unread=True)
+    said = f"{LOST}; and what the image holds failed before"
+    assert lane == Lane("web", "nothing", {}, reason=said, unread=True)
 
 
 def test_the_release_that_the_image_has_serves_until_the_source_can_be_read() -> None:
