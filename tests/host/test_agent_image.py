@@ -317,6 +317,7 @@ def test_a_baked_release_serves_until_the_source_can_be_read(
     assert (web.current, web.answer()) == (one, "one")
 
 
+@pytest.mark.parametrize("source", [S3], indirect=True)
 def test_what_does_not_work_is_taken_back_to_what_the_image_holds(
     stage: Stage, web: App, agent: Agent, source: Source
 ) -> None:
@@ -337,6 +338,7 @@ def test_what_does_not_work_is_taken_back_to_what_the_image_holds(
     assert web.answer() == "two"
 
 
+@pytest.mark.parametrize("source", [S3], indirect=True)
 def test_a_baked_tree_that_does_not_work_is_not_tried_under_new_names(
     stage: Stage, web: App, agent: Agent, source: Source
 ) -> None:
