@@ -15,15 +15,15 @@ from types import TracebackType
 ADDRESS = "10.0.2.2"
 _READY = "NFS SERVER INITIALIZED"
 _START_SECONDS = 60.0
-#: Short, so that a server that comes back takes new openings soon. Attributes are not kept: the tests change the files
-#: on the host, of which the server hears nothing.
+#: The grace is short, so that a server that comes back takes new openings soon; the lease is not, because a client that
+#: is emulated can be late. Attributes are not kept: tests change the files on the host, of which the server hears nothing.
 _CONFIG = """\
 NFS_CORE_PARAM {{
     NFS_Port = {port}; Bind_addr = 127.0.0.1; NFS_Protocols = 4;
     Enable_NLM = false; Enable_RQUOTA = false; Enable_UDP = false;
 }}
 NFSV4 {{
-    Minor_Versions = 1, 2; Only_Numeric_Owners = true; Grace_Period = 5; Lease_Lifetime = 5;
+    Minor_Versions = 1, 2; Only_Numeric_Owners = true; Grace_Period = 5; Lease_Lifetime = 30;
     RecoveryBackend = fs; RecoveryRoot = {recovery};
 }}
 LOG {{ Default_Log_Level = EVENT; }}
