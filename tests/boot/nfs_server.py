@@ -15,8 +15,8 @@ from types import TracebackType
 ADDRESS = "10.0.2.2"
 _READY = "NFS SERVER INITIALIZED"
 _START_SECONDS = 60.0
-#: The grace is short, so that a server that comes back takes new openings soon; the lease is not, because a client that
-#: is emulated can be late. Attributes are not kept: tests change the files on the host, of which the server hears nothing.
+#: A short grace lets a server that comes back serve soon; a lease of some length bears with an emulated client.
+#: Attributes are not kept, because the tests change the files on the host, and the server does not hear of it.
 _CONFIG = """\
 NFS_CORE_PARAM {{
     NFS_Port = {port}; Bind_addr = 127.0.0.1; NFS_Protocols = 4;
