@@ -110,9 +110,12 @@ class App:
         self.cloud.put(BUCKET, self.key, Pointer(**says).to_json())
         return revision
 
-    def config(self, *, extra: str = "", service: str | None = None, user: str | None = USER, url: str = "") -> str:
+    def config(
+        self, *, extra: str = "", service: str | None = None, user: str | None = USER, url: str = "", source: str = ""
+    ) -> str:
         who = f'user = "{user}"' if user else ""
         place = url or f"s3://{BUCKET}/{self.name}/{{environment}}.json"
+        source = source or f'{{ type = "s3", url = "{place}" }}'
         default = f"""
 [apps.{self.name}.services.server]
 command = ["python3", "server.py"]
@@ -125,7 +128,7 @@ check = {{ http = "http://127.0.0.1:{self.port}/", within = "4s" }}
 [apps.{self.name}]
 deploy_to = "/srv/{self.name}"
 {who}
-source = {{ type = "s3", url = "{place}" }}
+source = {source}
 {extra}
 {default if service is None else service}
 """

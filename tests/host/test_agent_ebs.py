@@ -22,13 +22,7 @@ from tests.host.stage import SERVER, App, Stage, Tree
 pytest_plugins = ("tests.host.disks",)
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
 
-SOURCE = 'source = { type = "ebs", snapshot = { Name = "web" }, mountpoint = "/cp", volume = { size = "1GiB" } }'
-
-
-def configured(web: App, source: str) -> str:
-    """The app's configuration with another source."""
-    lines = web.config().splitlines()
-    return "\n".join(source if line.startswith("source = ") else line for line in lines)
+SOURCE = '{ type = "ebs", snapshot = { Name = "web" }, mountpoint = "/cp", volume = { size = "1GiB" } }'
 
 
 def tree(place: Path, files: Tree) -> Path:
@@ -63,7 +57,7 @@ def web(disks: Disks, stage: Stage) -> App:
 def test_a_whole_deploy_to_on_a_volume(
     disks: Disks, stage: Stage, web: App, agent: Agent, tmp_path: Path, machine_root: Path
 ) -> None:
-    stage.configure(configured(web, SOURCE))
+    stage.configure(web.config(source=SOURCE))
     first = snapshot(disks, tmp_path, "one")
     ran = agent("reconfigure")
     assert ran.code == 0, ran.stderr
@@ -97,7 +91,7 @@ def test_a_whole_deploy_to_on_a_volume(
 def test_what_does_not_work_is_taken_back_and_then_given_back(
     disks: Disks, stage: Stage, web: App, agent: Agent, tmp_path: Path, machine_root: Path
 ) -> None:
-    stage.configure(configured(web, SOURCE))
+    stage.configure(web.config(source=SOURCE))
     first = snapshot(disks, tmp_path, "one")
     assert agent("reconfigure").code == 0
     broken = tree(tmp_path / "broken", {"releases/2/VERSION": "two", "releases/2/server.py": "raise SystemExit(1)"})
@@ -121,7 +115,7 @@ def test_what_does_not_work_is_taken_back_and_then_given_back(
 def test_a_snapshot_that_cannot_be_mounted_leaves_the_old_one_in_its_place(
     disks: Disks, stage: Stage, web: App, agent: Agent, tmp_path: Path, machine_root: Path
 ) -> None:
-    stage.configure(configured(web, SOURCE))
+    stage.configure(web.config(source=SOURCE))
     snapshot(disks, tmp_path, "one")
     assert agent("reconfigure").code == 0
     pid, before = web.pid(), mounted(machine_root)
@@ -138,8 +132,8 @@ def test_a_snapshot_that_cannot_be_mounted_leaves_the_old_one_in_its_place(
 def test_a_release_of_its_own_on_each_volume(
     disks: Disks, stage: Stage, web: App, agent: Agent, tmp_path: Path, machine_root: Path
 ) -> None:
-    source = 'source = { type = "ebs", snapshot = { Name = "web" }, holds = "release" }\nlinked_dirs = ["log"]'
-    stage.configure(configured(web, source))
+    source = '{ type = "ebs", snapshot = { Name = "web" }, holds = "release" }\nlinked_dirs = ["log"]'
+    stage.configure(web.config(source=source))
     disks.snapshot_of(tree(tmp_path / "one", web.tree("one")), tags={"Name": "web"}, filesystem="ext4")
     ran = agent("reconfigure")
     assert ran.code == 0, ran.stderr
@@ -163,7 +157,7 @@ def test_a_release_of_its_own_on_each_volume(
 def test_what_is_lost_in_a_reboot_comes_again(
     disks: Disks, stage: Stage, web: App, agent: Agent, tmp_path: Path, machine_root: Path
 ) -> None:
-    stage.configure(configured(web, SOURCE))
+    stage.configure(web.config(source=SOURCE))
     first = snapshot(disks, tmp_path, "one")
     assert agent("reconfigure").code == 0
     (machine_root / "cp/shared/upload").write_text("kept")
@@ -181,7 +175,7 @@ def test_what_is_lost_in_a_reboot_comes_again(
 def test_an_image_of_the_instance_takes_none_of_its_volumes(
     disks: Disks, stage: Stage, web: App, agent: Agent, tmp_path: Path, machine_root: Path, loops: LoopHost
 ) -> None:
-    stage.configure(configured(web, SOURCE))
+    stage.configure(web.config(source=SOURCE))
     snapshot(disks, tmp_path, "one")
     assert agent("reconfigure").code == 0
     (old,) = disks.volumes
@@ -234,7 +228,7 @@ def test_killed_anywhere_it_leaves_no_stray_volume(
     disks: Disks, stage: Stage, web: App, agent: Agent, tmp_path: Path, machine_root: Path
 ) -> None:
     """The machine is carried from one kill to the next, each a little further than the last."""
-    stage.configure(configured(web, SOURCE))
+    stage.configure(web.config(source=SOURCE))
     for version in ("one", "two"):
         wanted = snapshot(disks, tmp_path, version)
         kills = 0
@@ -253,7 +247,7 @@ def test_killed_anywhere_it_leaves_no_stray_volume(
 def test_snapshot_and_gc_on_the_command_line(
     disks: Disks, stage: Stage, web: App, agent: Agent, tmp_path: Path, machine_root: Path
 ) -> None:
-    stage.configure(configured(web, SOURCE))
+    stage.configure(web.config(source=SOURCE))
     snapshot(disks, tmp_path, "one")
     assert agent("reconfigure").code == 0
     (machine_root / "cp/releases/20260101000000/VERSION").write_text("two")  # as a deploy on the deploy box does
@@ -297,7 +291,7 @@ def test_no_snapshot_of_what_is_no_volume(disks: Disks, agent: Agent, machine_ro
 def test_services_wait_for_what_they_run_from(
     disks: Disks, stage: Stage, web: App, agent: Agent, tmp_path: Path, machine_root: Path
 ) -> None:
-    stage.configure(configured(web, SOURCE))
+    stage.configure(web.config(source=SOURCE))
     snapshot(disks, tmp_path, "one")
     assert agent("reconfigure").code == 0
     # As at a boot where runsvdir is there before the mounts.
@@ -325,7 +319,7 @@ def test_a_tree_of_the_image_stands_in_for_a_snapshot(
 ) -> None:
     baked = tree(machine_root / "opt/web", web.tree("baked", REVISION="cafe"))
     fallback = ' }, fallback = { type = "image", path = "/opt/web" }'
-    stage.configure(configured(web, SOURCE.replace(" }", fallback, 1)))
+    stage.configure(web.config(source=SOURCE.replace(" }", fallback, 1)))
     ran = agent("reconfigure")
     assert ran.code == 3, ran.stderr
     assert "no completed snapshot" in ran.stderr

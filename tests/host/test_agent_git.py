@@ -23,15 +23,14 @@ from tests.host.test_agent_crash import expect_whole, run_killed_at
 
 #: Where the repository is, on the machine itself.
 PLACE = "/srv/git/web.git"
-SOURCE = f'source = {{ type = "git", url = "file://{PLACE}", ref = "main" }}'
+SOURCE = f'{{ type = "git", url = "file://{PLACE}", ref = "main" }}'
 HOOK = 'hooks = { prepare = ["bin/setup"] }'
 SETUP = "#!/bin/sh\nid -un >prepared-by\necho prepared >>prepared\n"
 
 
 def configured(web: App, source: str = SOURCE, extra: str = HOOK) -> str:
     """The app's configuration with a git source and its one script."""
-    lines = web.config(extra=extra).splitlines()
-    return "\n".join(source if line.startswith("source = ") else line for line in lines)
+    return web.config(source=source, extra=extra)
 
 
 def push(repository: Repository, version: str, **more: str | None) -> str:

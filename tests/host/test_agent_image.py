@@ -23,19 +23,13 @@ from tests.host.test_agent_crash import expect_whole, run_killed_at
 
 BAKED = "/opt/web"
 R1, R2 = "20260101000000", "20260102000000"
-IMAGE = f'source = {{ type = "image", path = "{BAKED}" }}'
-HELD = 'source = { type = "image" }'
+IMAGE = f'{{ type = "image", path = "{BAKED}" }}'
+HELD = '{ type = "image" }'
 S3 = f'type = "s3", url = "s3://{BUCKET}/web/staging.json"'
 PLACE = "/srv/git/web.git"
 GIT = f'type = "git", url = "file://{PLACE}", ref = "main"'
 AS_HELD = 'fallback = "image"'
 AS_TREE = f'fallback = {{ type = "image", path = "{BAKED}" }}'
-
-
-def configured(web: App, source: str, extra: str = "") -> str:
-    """The app's configuration with another source."""
-    lines = web.config(extra=extra).splitlines()
-    return "\n".join(source if line.startswith("source = ") else line for line in lines)
 
 
 def bake(place: Path, version: str, revision: str | None = None, *, works: bool = True) -> Path:
@@ -119,7 +113,7 @@ def source(request: pytest.FixtureRequest, stage: Stage, web: App, tmp_path: Pat
 
 
 def test_a_baked_tree_is_released_and_nobody_is_asked(stage: Stage, web: App, agent: Agent, cloud: Cloud) -> None:
-    stage.configure(configured(web, IMAGE, 'hooks = { prepare = ["sh", "-c", "echo prepared >>prepared"] }'))
+    stage.configure(web.config(source=IMAGE, extra='hooks = { prepare = ["sh", "-c", "echo prepared >>prepared"] }'))
     bake(stage.root / "opt/web", "one", "v1")
     cloud.api.forget_calls()
     lane = planned(agent)
@@ -146,7 +140,7 @@ def test_a_baked_tree_is_released_and_nobody_is_asked(stage: Stage, web: App, ag
 
 
 def test_a_tree_that_was_baked_anew_is_a_new_release(stage: Stage, web: App, agent: Agent) -> None:
-    stage.configure(configured(web, IMAGE))
+    stage.configure(web.config(source=IMAGE))
     tree = bake(stage.root / "opt/web", "one", "v1")
     assert agent("reconfigure").code == 0
     first = web.current
@@ -162,7 +156,7 @@ def test_a_tree_that_was_baked_anew_is_a_new_release(stage: Stage, web: App, age
 
 def test_an_app_that_was_read_in_place_shows_its_own_releases(stage: Stage, web: App, agent: Agent) -> None:
     """Status must not go on telling of what another source showed."""
-    stage.configure(configured(web, IMAGE))
+    stage.configure(web.config(source=IMAGE))
     tree = bake(stage.root / "opt/web", "one", "v1")
     assert agent("reconfigure").code == 0
     state = stage.state()
@@ -178,7 +172,7 @@ def test_an_app_that_was_read_in_place_shows_its_own_releases(stage: Stage, web:
 
 
 def test_a_baked_work_tree_of_git_is_known_by_its_commit(stage: Stage, web: App, agent: Agent) -> None:
-    stage.configure(configured(web, IMAGE))
+    stage.configure(web.config(source=IMAGE))
     tree = bake(stage.root / "opt/web", "one")
     settings = ["-c", "user.name=A Developer", "-c", "user.email=dev@example.com"]
     for words in (["init", "-q", "-b", "main"], ["add", "--all"], ["commit", "-q", "-m", "a change"]):
@@ -194,7 +188,7 @@ def test_a_baked_work_tree_of_git_is_known_by_its_commit(stage: Stage, web: App,
 
 
 def test_a_baked_tree_that_is_missing_is_a_clear_failure(stage: Stage, web: App, agent: Agent) -> None:
-    stage.configure(configured(web, IMAGE))
+    stage.configure(web.config(source=IMAGE))
     ran = agent("reconfigure", "--json", "--log", "text")
     assert ran.code == 1
     assert f"the image has no {BAKED}" in ending(ran)["sentence"]
@@ -204,7 +198,7 @@ def test_a_baked_tree_that_is_missing_is_a_clear_failure(stage: Stage, web: App,
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="root's files can be read by root alone")
 def test_a_baked_tree_that_the_app_cannot_read_is_a_clear_failure(stage: Stage, web: App, agent: Agent) -> None:
-    stage.configure(configured(web, IMAGE))
+    stage.configure(web.config(source=IMAGE))
     (bake(stage.root / "opt/web", "one", "v1") / "server.py").chmod(0o600)
     ran = agent("reconfigure", "--json", "--log", "text")
     assert ran.code == 1
@@ -214,7 +208,7 @@ def test_a_baked_tree_that_the_app_cannot_read_is_a_clear_failure(stage: Stage, 
 
 def test_the_release_that_a_baked_current_names_is_started(stage: Stage, web: App, agent: Agent, cloud: Cloud) -> None:
     """Not the newest: whoever made the image may have gone back."""
-    stage.configure(configured(web, HELD))
+    stage.configure(web.config(source=HELD))
     bake(web.deploy_to / "releases" / R1, "one")
     bake(web.deploy_to / "releases" / R2, "two")
     (web.deploy_to / "current").symlink_to(f"releases/{R1}")
@@ -234,7 +228,7 @@ def test_the_release_that_a_baked_current_names_is_started(stage: Stage, web: Ap
 
 
 def test_without_a_baked_current_the_newest_release_is_switched_to(stage: Stage, web: App, agent: Agent) -> None:
-    stage.configure(configured(web, HELD))
+    stage.configure(web.config(source=HELD))
     bake(web.deploy_to / "releases" / R1, "one")
     bake(web.deploy_to / "releases" / R2, "two")
     assert planned(agent)["release"] == R2
@@ -251,7 +245,7 @@ def test_without_a_baked_current_the_newest_release_is_switched_to(stage: Stage,
 
 
 def test_an_image_that_holds_nothing_is_a_clear_failure(stage: Stage, web: App, agent: Agent) -> None:
-    stage.configure(configured(web, HELD))
+    stage.configure(web.config(source=HELD))
     ran = agent("reconfigure", "--json", "--log", "text")
     assert ran.code == 1
     assert "/srv/web holds no release: bake one into the image" in ending(ran)["sentence"]
@@ -263,7 +257,7 @@ def test_an_image_that_holds_nothing_is_a_clear_failure(stage: Stage, web: App, 
 
 
 def test_a_baked_tree_serves_until_the_source_can_be_read(stage: Stage, web: App, agent: Agent, source: Source) -> None:
-    stage.configure(configured(web, f"source = {{ {source.table}, {AS_TREE} }}"))
+    stage.configure(web.config(source=f"{{ {source.table}, {AS_TREE} }}"))
     bake(stage.root / "opt/web", "baked", "v1")
     lane = planned(agent)
     assert (lane["intent"], lane["revision"]) == ("deploy", "v1")
@@ -300,7 +294,7 @@ def test_a_baked_tree_serves_until_the_source_can_be_read(stage: Stage, web: App
 def test_a_baked_release_serves_until_the_source_can_be_read(
     stage: Stage, web: App, agent: Agent, source: Source
 ) -> None:
-    stage.configure(configured(web, f"source = {{ {source.table}, {AS_HELD} }}"))
+    stage.configure(web.config(source=f"{{ {source.table}, {AS_HELD} }}"))
     bake(web.deploy_to / "releases" / R1, "old")
     bake(web.deploy_to / "releases" / R2, "baked")
     assert planned(agent)["release"] == R2
@@ -321,7 +315,7 @@ def test_a_baked_release_serves_until_the_source_can_be_read(
 def test_what_does_not_work_is_taken_back_to_what_the_image_holds(
     stage: Stage, web: App, agent: Agent, source: Source
 ) -> None:
-    stage.configure(configured(web, f"source = {{ {source.table}, {AS_TREE} }}"))
+    stage.configure(web.config(source=f"{{ {source.table}, {AS_TREE} }}"))
     bake(stage.root / "opt/web", "baked", "v1")
     assert agent("reconfigure").code == 3
     baked = web.current
@@ -342,7 +336,7 @@ def test_what_does_not_work_is_taken_back_to_what_the_image_holds(
 def test_a_baked_tree_that_does_not_work_is_not_tried_under_new_names(
     stage: Stage, web: App, agent: Agent, source: Source
 ) -> None:
-    stage.configure(configured(web, f"source = {{ {source.table}, {AS_TREE} }}"))
+    stage.configure(web.config(source=f"{{ {source.table}, {AS_TREE} }}"))
     bake(stage.root / "opt/web", "baked", "v1", works=False)
     for _ in range(3):
         ran = agent("reconfigure", "--json", "--log", "text")
@@ -360,7 +354,7 @@ def test_a_baked_tree_that_does_not_work_is_not_tried_under_new_names(
 def test_a_fallback_that_is_not_there_is_named_beside_the_source(
     stage: Stage, web: App, agent: Agent, fallback: str
 ) -> None:
-    stage.configure(configured(web, f"source = {{ {S3}, {fallback} }}"))
+    stage.configure(web.config(source=f"{{ {S3}, {fallback} }}"))
     ran = agent("reconfigure", "--json", "--log", "text")
     assert ran.code == 1
     said = ending(ran)
@@ -371,12 +365,12 @@ def test_a_fallback_that_is_not_there_is_named_beside_the_source(
 
 def test_a_release_from_before_is_better_than_the_fallback(stage: Stage, web: App, agent: Agent) -> None:
     """A fallback that is configured later does not take the place of what has served."""
-    stage.configure(configured(web, f"source = {{ {S3} }}"))
+    stage.configure(web.config(source=f"{{ {S3} }}"))
     web.publish("one")
     assert agent("reconfigure").code == 0
     one = web.current
     bake(stage.root / "opt/web", "baked", "v1")
-    stage.configure(configured(web, f"source = {{ {S3}, {AS_TREE} }}"))
+    stage.configure(web.config(source=f"{{ {S3}, {AS_TREE} }}"))
     web.cloud.delete(BUCKET, web.key)
     assert agent("reconfigure").code == 3
     assert (web.current, web.releases, web.answer()) == (one, [one], "one")
@@ -385,7 +379,7 @@ def test_a_release_from_before_is_better_than_the_fallback(stage: Stage, web: Ap
 def test_what_a_killed_run_left_unfinished_is_not_what_the_image_holds(stage: Stage, web: App, agent: Agent) -> None:
     """Its hook has not run: a release of ours that was never seen to serve."""
     hook = 'hooks = { prepare = ["false"] }'
-    stage.configure(configured(web, f"source = {{ {S3}, {AS_HELD} }}", hook))
+    stage.configure(web.config(source=f"{{ {S3}, {AS_HELD} }}", extra=hook))
     web.publish("one")
     assert agent("reconfigure").code == 1
     assert len(web.releases) == 1
@@ -403,7 +397,7 @@ def test_killed_at_every_record_of_a_first_boot_without_its_source(
 ) -> None:
     """The machine is carried from one kill to the next, each a record further than the last."""
     hook = 'hooks = { prepare = ["sh", "-c", "echo prepared >>prepared"] }'
-    stage.configure(configured(web, f"source = {{ {S3}, {AS_TREE} }}", hook))
+    stage.configure(web.config(source=f"{{ {S3}, {AS_TREE} }}", extra=hook))
     bake(stage.root / "opt/web", "baked", "v1")
     kills = 0
     while run_killed_at(stage.root, cloud, kills) == -signal.SIGKILL:
@@ -423,7 +417,7 @@ def test_killed_at_every_record_of_a_first_boot_without_its_source(
 
 
 def test_the_daemon_tries_again_until_the_source_answers(stage: Stage, web: App, cloud: Cloud) -> None:
-    stage.configure(configured(web, f"source = {{ {S3}, {AS_TREE} }}"))
+    stage.configure(web.config(source=f"{{ {S3}, {AS_TREE} }}"))
     bake(stage.root / "opt/web", "baked", "v1")
     daemon = subprocess.Popen(agent_argv(stage.root, "run"), env=cloud.process_environment())
     try:
