@@ -81,17 +81,20 @@ def attach(machine: Machine, wanted: Wanted) -> str:
         return volume_id
 
 
-def release(machine: Machine, name: str, instance_id: str, within: float = RELEASE_SECONDS) -> None:
+def release(
+    machine: Machine, name: str, instance_id: str, within: float = RELEASE_SECONDS, *, delete: bool = True
+) -> None:
     """Let go of a volume that is no longer used, and unmounted: detach it, delete it, forget its record.
 
-    It is deleted only when this agent made it from a snapshot, for this instance, to go with it. Safe to kill, and to
-    call again. Raises MachineError at the deadline, and AwsError; the record stays then.
+    It is deleted only when this agent made it from a snapshot, for this instance, to go with it; never with ``delete``
+    false, as for data. Safe to kill, and to call again. Raises MachineError at the deadline, and AwsError; the record
+    stays then.
     """
     record = records.load(machine, name, instance_id)
     if record:
         calls = Calls(Patience(machine, within), record.region)
         for volume_id in _volumes_of(machine, calls, record):
-            _let_go(calls, volume_id, record)
+            _let_go(calls, volume_id, record, delete)
     records.forget(machine, name)
 
 
@@ -270,7 +273,7 @@ def _volumes_of(machine: Machine, calls: Calls, record: Record) -> list[str]:
     return [volume_id for volume_id in found if volume_id not in taken]
 
 
-def _let_go(calls: Calls, volume_id: str, record: Record) -> None:
+def _let_go(calls: Calls, volume_id: str, record: Record, delete: bool) -> None:
     volume = calls.volume(volume_id)
     if volume is None:
         return
@@ -281,5 +284,5 @@ def _let_go(calls: Calls, volume_id: str, record: Record) -> None:
         calls.tag(volume_id, ((LASTING, "yes"),))
         doomed = False
     left = attachment.take_away(calls, volume_id, record.instance_id)
-    if doomed and left and not left.attachments:
+    if delete and doomed and left and not left.attachments:
         calls.delete(volume_id)

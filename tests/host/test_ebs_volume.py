@@ -599,6 +599,13 @@ def test_data_is_let_go_and_stays(volumes: Disks, machine: HearingMachine, data:
     assert records.all(machine) == ()
 
 
+def test_without_delete_it_is_only_detached(volumes: Disks, machine: HearingMachine, wanted: Wanted) -> None:
+    volume_id = attach(machine, wanted)
+    release(machine, NAME, wanted.instance_id, delete=False)
+    assert volumes.volumes[volume_id].state == "available"
+    assert records.all(machine) == ()
+
+
 def test_what_an_operator_wants_to_stay_stays(
     cloud: Cloud, volumes: Disks, machine: HearingMachine, wanted: Wanted
 ) -> None:
