@@ -189,10 +189,14 @@ def _still_meant(calls: Calls, wanted: Wanted, record: Record) -> bool:
 def _found(machine: Machine, calls: Calls, wanted: Wanted) -> Volume | None:
     if wanted.find:
         return choice.lasting(calls.volumes(wanted.find), wanted.instance_id, wanted.zone, wanted.find)
-    asked: Tags = ((INSTANCE, wanted.instance_id), (FOR, wanted.purpose))
+    asked = _own(wanted)
     if wanted.by_snapshot and wanted.snapshot:
         asked = (*asked, (SNAPSHOT, wanted.snapshot))
     return choice.own(calls.volumes(asked), wanted.instance_id, _taken(machine, wanted.name, wanted.instance_id))
+
+
+def _own(wanted: Wanted) -> Tags:
+    return ((INSTANCE, wanted.instance_id), (FOR, wanted.purpose))
 
 
 def _found_late(machine: Machine, calls: Calls, wanted: Wanted) -> Volume | None:
@@ -247,6 +251,12 @@ def _give_up(machine: Machine, calls: Calls, wanted: Wanted, record: Record, fai
                 remedy="see the volume's status in EC2; make another from a snapshot, and delete this one",
             )
         calls.delete(failed.id)
+    elif record.attached and not wanted.by_snapshot:  # what it held is not to be missed in silence
+        raise MachineError(
+            f"{record.volume_id}, the volume for {wanted.purpose}, is gone: EC2 knows it no more",
+            remedy=f"remove {records.DIRECTORY}/{wanted.name}.json to have a new one made; to restore a snapshot, "
+            f"first make a volume from it with the tags {shown(wanted.find or _own(wanted))}",
+        )
     fresh = Record(wanted.name, wanted.instance_id, wanted.region, attempt=record.attempt + 1)
     records.save(machine, fresh)
 

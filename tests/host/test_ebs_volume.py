@@ -216,6 +216,30 @@ def test_a_volume_that_is_gone_is_made_again(
     assert record and record.attempt > 1
 
 
+def test_data_that_is_gone_is_not_replaced_in_silence(
+    cloud: Cloud, volumes: Disks, machine: HearingMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attachment, "FRESH_SECONDS", 0.5)
+    monkeypatch.setattr(volume, "LAG_SECONDS", 0.5)
+    wanted = wanted_by(cloud, name="role.db.data", purpose="volume db/data", kind=BLANK, by_snapshot=False)
+    lost = attach(machine, wanted)
+    cloud.api.ec2(cloud.region).detach_volume(VolumeId=lost)
+    until(lambda: volumes.volumes[lost].state == "available")
+    remove(cloud, volumes, lost)
+    for _ in range(2):
+        with pytest.raises(MachineError, match=f"{lost}, the volume for volume db/data, is gone") as caught:
+            attach(machine, wanted)
+    assert volumes.volumes == {}
+    assert caught.value.remedy
+    tags = f"{INSTANCE}={wanted.instance_id}, {FOR}=volume db/data"
+    assert caught.value.remedy.endswith(tags)
+    path = machine.real("/var/lib/bootagent/volumes/role.db.data.json")
+    assert "remove /var/lib/bootagent/volumes/role.db.data.json" in caught.value.remedy
+    path.unlink()
+    restored = made(cloud, volumes, {INSTANCE: wanted.instance_id, FOR: "volume db/data"})
+    assert attach(machine, wanted) == restored
+
+
 # --- what EC2 may do -----------------------------------------------------------------------------------------
 
 
