@@ -167,6 +167,9 @@ def _identified(machine: Machine, calls: Calls, wanted: Wanted) -> Record:
                 return _adopted(machine, record, volume)
             record = replace(record, attempt=record.attempt + 1)
             continue
+        if wanted.find and _is_retagged(calls, wanted, made):
+            record = replace(record, attempt=record.attempt + 1)
+            continue
         record = replace(record, volume_id=made)
         records.save(machine, record)
         return record
@@ -206,6 +209,16 @@ def _found_late(machine: Machine, calls: Calls, wanted: Wanted) -> Volume | None
             return None
         calls.patience.wait("waiting for EC2 to show what an earlier run made", {"for": wanted.purpose})
     return volume
+
+
+def _is_retagged(calls: Calls, wanted: Wanted, volume_id: str) -> bool:
+    """Whether the token brought back a volume of an earlier run, from which somebody has taken the tags since."""
+    start = time.monotonic()
+    while (volume := calls.volume(volume_id)) is None or not bears(volume.tags, wanted.find):
+        if time.monotonic() - start > LAG_SECONDS:
+            return volume is not None
+        calls.patience.wait("waiting for EC2 to show the volume's tags", {"volume": volume_id})
+    return False
 
 
 def _adopted(machine: Machine, record: Record, volume: Volume) -> Record:

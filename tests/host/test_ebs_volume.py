@@ -488,6 +488,23 @@ def test_a_record_of_one_that_lost_its_tags_is_not_followed(
     assert attach(machine, data) == new
 
 
+def test_one_that_lost_its_tags_does_not_come_back_by_its_token(
+    cloud: Cloud, volumes: Disks, machine: HearingMachine, data: Wanted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(volume, "LAG_SECONDS", 0.5)
+    old = attach(machine, data)
+    ec2 = cloud.api.ec2(cloud.region)
+    ec2.detach_volume(VolumeId=old)
+    until(lambda: volumes.volumes[old].state == "available")
+    ec2.create_tags(Resources=[old], Tags=[{"Key": "Data", "Value": "kept for a look"}])
+    records.forget(machine, data.name)
+    new = attach(machine, data)
+    assert new != old
+    assert volumes.volumes[old].state == "available"
+    assert volumes.volumes[new].tags["Data"] == "db"
+    assert attach(machine, data) == new
+
+
 # --- killed --------------------------------------------------------------------------------------------------
 
 
