@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -124,6 +124,14 @@ def series(tags: Tags) -> str:
     """What the snapshots with these tags have in common, as a tag's value, which has 256 characters at most."""
     text = shown(tuple(sorted(tags)))
     return text if len(text) <= 256 else f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def continued(series: list[Snapshot], volume_id: str | None, living: Collection[str]) -> list[Snapshot]:
+    """What of a series the next snapshot of a volume goes on with: its own, and those of volumes that are no more.
+
+    ``living`` are the volumes that are there: of another of them, the snapshots are not this one's to count or prune.
+    """
+    return [one for one in series if one.volume_id == volume_id or one.volume_id not in living]
 
 
 def surplus(series: list[Snapshot], keep: int) -> list[Snapshot]:

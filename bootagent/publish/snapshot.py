@@ -40,7 +40,8 @@ _SERIAL = re.compile(r"vol([0-9a-f]{8,17})")
 class Wanted:
     """The snapshot to take: of ``what``, a mountpoint or a volume's id.
 
-    ``tags`` make a series, of which ``keep`` stay. With ``wait`` it is waited for, ``within`` so many seconds.
+    ``tags`` make a series, of which ``keep`` stay; those of another volume that is there are not touched. With ``wait``
+    it is waited for, ``within`` so many seconds.
     """
 
     what: str
@@ -92,7 +93,7 @@ def take(machine: Machine, wanted: Wanted) -> Taken:
         now: Snapshot | None = _completed(machine, wanted, snapshot_id)
     else:
         now = snapshots.look(patience, wanted.region, snapshot_id)
-    pruned, spared = _prune(machine, wanted)
+    pruned, spared = _prune(machine, wanted, target.volume_id)
     return Taken(
         snapshot_id=snapshot_id,
         volume_id=target.volume_id,
@@ -245,10 +246,13 @@ def _completed(machine: Machine, wanted: Wanted, snapshot_id: str) -> Snapshot:
         )
 
 
-def _prune(machine: Machine, wanted: Wanted) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _prune(machine: Machine, wanted: Wanted, volume_id: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Which of the series were deleted, and which are in use by others."""
+    calls = Calls(Patience(machine, CALLS_SECONDS), wanted.region)
     series: Tags = ((owner.SERIES, snapshots.series(wanted.tags)),)
     found = snapshots.listed(wanted.region, (*series, *wanted.tags))
+    others = {one.volume_id for one in found if one.volume_id} - {volume_id}
+    found = snapshots.continued(found, volume_id, {one for one in others if calls.volume(one)})
     pruned: list[str] = []
     spared: list[str] = []
     for one in snapshots.surplus(found, wanted.keep):

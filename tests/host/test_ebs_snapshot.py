@@ -25,7 +25,7 @@ from bootagent.publish.snapshot import Wanted, take
 from bootagent.sandbox.cloud import Cloud
 from bootagent.sandbox.disks import Disks
 from bootagent.steps.attached_volume import AttachedVolume
-from tests.host.ebs_world import HearingMachine, until, wanted_by
+from tests.host.ebs_world import HearingMachine, made, until, wanted_by
 
 pytest_plugins = ("tests.host.ebs_bench", "tests.host.disks")
 
@@ -155,6 +155,20 @@ def test_old_ones_of_the_series_go(
     assert left < disks.snapshots.keys()
     assert second not in disks.snapshots
     assert "not pruned: others use it" in machine.notes
+
+
+def test_those_of_another_volume_stay_while_it_is_there(
+    cloud: Cloud, disks: Disks, machine: HearingMachine, volume_id: str, wanted: Wanted
+) -> None:
+    other = made(cloud, disks, {})
+    one = replace(wanted, keep=1)
+    theirs = take(machine, replace(one, what=other)).snapshot_id
+    first = take(machine, one)
+    second = take(machine, one)
+    assert (first.pruned, second.pruned) == ((), (first.snapshot_id,))
+    cloud.api.ec2(cloud.region).delete_volume(VolumeId=other)
+    until(lambda: other not in disks.volumes)
+    assert set(take(machine, one).pruned) == {second.snapshot_id, theirs}
 
 
 def test_when_it_fails_the_old_ones_stay(disks: Disks, machine: HearingMachine, volume_id: str, wanted: Wanted) -> None:
