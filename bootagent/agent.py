@@ -222,12 +222,23 @@ class _Run:
 
         Raises MachineError when a volume is not there: nothing may start without it.
         """
-        wanted = attachments(config, instance, self._machine, moment_of(instance, retry=self._request.retry))
+        now = moment_of(instance, retry=self._request.retry)
+        self._let_go(plan.former(config, now))
+        wanted = attachments(config, instance, self._machine, now)
         failures = side_by_side(lambda one: self._run_all(one.steps, "attach", one.name), wanted)
         failed = [(one, error) for one, error in zip(wanted, failures, strict=True) if error]
         if lost := [f"{one.name}: {error}" for one, error in failed if not one.apps]:
             raise MachineError("; ".join(lost))
         return {app: error for one, error in failed for app in one.apps}
+
+    def _let_go(self, former: Step) -> None:
+        """Let volumes of another role go, or those with other tags: not from under whoever writes to them."""
+        if former.is_satisfied(self._machine):
+            return
+        services = services_to_stop(self._document, self._state, self._machine)
+        stops = [step for lane in plan.stop(services, "").lanes for step in lane.steps["serve"]]
+        if error := self._run_all((*stops, former), "attach", "volumes"):
+            raise error
 
     def _pause(self, seconds: float) -> None:
         """Wait for tags; meanwhile somebody else, who knows more, may have a turn."""

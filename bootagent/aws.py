@@ -83,13 +83,14 @@ def call(doing: str, iam_action: str) -> contextlib.AbstractContextManager[None]
 @contextlib.contextmanager
 def _said(doing: str, iam_action: str | None) -> Iterator[None]:
     from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.parsers import ResponseParserError
     from urllib3.exceptions import HTTPError
 
     try:
         yield
     except ClientError as error:
         raise _explained(doing, iam_action, error.response) from error
-    except (BotoCoreError, HTTPError) as error:
+    except (BotoCoreError, HTTPError, ResponseParserError) as error:
         name = type(error).__name__
         raise AwsError(
             f"cannot {doing}: {error}", code=name, iam_action=iam_action, remedy=_REMEDIES.get(name)

@@ -197,7 +197,8 @@ class ServiceDirectory:
         for place in (inner, inner / "log"):
             with beneath.directory(place, "supervise", create=True, owner=self.identity, claim=True) as supervise:
                 os.fchmod(supervise, 0o700)
-        if runit.is_supervised(outer) and _reaches_runsv(before, wanted):
+        # Where mounts change places, the log's program may still be in the old one.
+        if runit.is_supervised(outer) and (self.needs or _reaches_runsv(before, wanted)):
             runit.restart(machine, outer, within=stop_within)
         machine.make_directory(machine.real(self.service_dir))
         machine.link(machine.real(self.service_dir) / self.name, outer)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timezone
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bootagent import aws, mounts, plan, records, release, servicedir, sources
@@ -25,6 +25,8 @@ from bootagent.state import State
 
 #: Where service directories are kept, and how long one may take to stop, unless configured.
 DEFINITIONS = "/etc/sv"
+#: How long a server has to answer when its mount is in the way of somebody else's releases.
+PROBE_SECONDS = 10.0
 STOP_SECONDS = 10.0
 #: How long a git server that does not answer is waited for while something else could serve.
 GIT_SECONDS = 15.0
@@ -59,7 +61,8 @@ def attachments(config: Config, instance: Instance, machine: Machine, moment: Mo
 
     def snapshot(volume: DataVolume) -> str | None:
         name = plan.volume_record(config.role, volume)
-        if not volume.snapshot or records.load(machine, name, instance.instance_id):
+        record = records.load(machine, name, instance.instance_id)
+        if not volume.snapshot or (record and record.volume_id):
             return None  # a new one is blank, or it has been made
         try:
             return snapshots.newest(instance.region, dict(volume.snapshot), volume.owner).id
@@ -92,10 +95,12 @@ def look(
 
     def one(app: App) -> Known:
         found = Known(Layout(), BootagentError("not looked at"), known.app(app.name, app.deploy_to))
+        found = replace(found, volumes=_volumes(machine, app))
         try:
             if app.in_place:  # what is mounted there may hang whoever looks
                 found = replace(found, present=_is_present(machine, app))
             else:
+                _refuse_silence(machine, app.deploy_to)
                 found = replace(found, layout=release.observe(machine, app.deploy_to))
             if absent and app.name in absent:
                 raise absent[app.name]
@@ -110,6 +115,20 @@ def look(
             return replace(found, revision=BootagentError(f"internal error, please report it: {error!r}"))
 
     return dict(zip([app.name for app in config.apps], side_by_side(one, config.apps), strict=True))
+
+
+def _volumes(machine: Machine, app: App) -> tuple[str, ...]:
+    """The releases of the app that a volume was attached for, on this instance or the one its image was made of."""
+    prefix = plan.record(app.name, "")
+    return tuple(one.name.removeprefix(prefix) for one in records.all(machine) if one.name.startswith(prefix))
+
+
+def _refuse_silence(machine: Machine, path: str) -> None:
+    """Raise MachineError when a directory is on an NFS server that is dead: this process would hang with it."""
+    real = Path(mounts.place(machine, path))
+    remote = {mount.point for mount in mounts.table() if mount.filesystem in ("nfs", "nfs4")}
+    if any(str(place) in remote for place in (real, *real.parents)):
+        mounts.probe(machine, path if mounts.at(machine, path) else str(PurePosixPath(path).parent), PROBE_SECONDS)
 
 
 def _is_present(machine: Machine, app: App) -> bool:

@@ -24,7 +24,7 @@ Fields = Mapping[tuple[str, ...], bool]
 FIELDS: Fields = {
     ("deploy_to",): True,
     ("source", "url"): True,
-    ("source", "ref"): True,
+    ("source", "ref"): False,  # a branch may have slashes; git refuses what is no name of one
     ("source", "key"): True,
     ("source", "server"): True,
     ("source", "export"): True,

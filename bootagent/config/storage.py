@@ -14,9 +14,13 @@ from bootagent.config.schema import Found
 Table = dict[str, Any]
 
 GIB = 2**30
+#: What no mount may hide, and of that, what none may be in.
+_WHOLE = ("/boot", "/dev", "/etc", "/proc", "/run", "/sys", "/var/lib/bootagent")
+_TAKEN = (*_WHOLE, "/bin", "/lib", "/sbin", "/usr/bin", "/usr/lib", "/usr/sbin", "/var/lib/dpkg", "/opt/bootagent")
 #: Which volume types take which parameter: EC2 API, CreateVolume.
 _TAKES = {"iops": ("gp3", "io1", "io2"), "throughput": ("gp3",)}
-_USERINFO = re.compile(r"^[a-z+]+://[^/@]*:[^/@]*@")
+#: A password, or a token in place of a name; "git@" of ssh is no secret.
+_USERINFO = re.compile(r"^(https?://[^/@]+|[a-z+]+://[^/@]*:[^/@]*)@")
 
 
 def place(path: str) -> PurePosixPath:
@@ -66,8 +70,8 @@ def check_source(app: Table) -> Iterator[Found]:
 
 def _check_nfs(source: Table, deploy_to: str) -> Iterator[Found]:
     mountpoint = source["mountpoint"]
-    if not place(mountpoint).name:
-        yield ("source", "mountpoint"), "is the root directory"
+    if sentence := _no_place(mountpoint):
+        yield ("source", "mountpoint"), sentence
     elif source["copy"] and overlap(mountpoint, deploy_to):
         yield ("source", "mountpoint"), f"{mountpoint!r} collides with deploy_to, which the copies go to"
     elif not source["copy"] and not is_within(deploy_to, mountpoint):
@@ -83,14 +87,24 @@ def _check_ebs(source: Table, deploy_to: str) -> Iterator[Found]:
     if source["holds"] == "release":
         if mountpoint:
             yield ("source", "mountpoint"), 'goes with holds = "deploy_to"; a release is mounted among the releases'
-    elif mountpoint and not place(mountpoint).name:
-        yield ("source", "mountpoint"), "is the root directory"
+    elif sentence := _no_place(mountpoint or deploy_to):
+        yield ("source", "mountpoint"), sentence
     elif mountpoint and source["bind"] and place(mountpoint) != place(deploy_to) and overlap(mountpoint, deploy_to):
         yield ("source", "bind"), f"{mountpoint!r} and {deploy_to!r} are one in the other; set bind = false"
     elif mountpoint and not source["bind"] and not is_within(deploy_to, mountpoint):
         yield ("deploy_to",), f"{deploy_to!r} is not below the mountpoint {mountpoint!r}, and bind is false"
     for path, sentence in _check_kind(source["volume"]):
         yield ("source", "volume", *path), sentence
+
+
+def _no_place(path: str) -> str | None:
+    """Why nothing can be mounted at a path; None when it can."""
+    if not place(path).name:
+        return "is the root directory"
+    for taken in _TAKEN:
+        if is_within(taken, path) or (taken in _WHOLE and is_within(path, taken)):
+            return f"{path!r} would hide {taken}, which the machine needs"
+    return None
 
 
 def _check_kind(volume: Table) -> Iterator[Found]:
@@ -110,13 +124,15 @@ def check_role(role: Table, apps: Table) -> Iterator[Found]:
     volumes: Table = role["volumes"]
     for name, volume in volumes.items():
         where = ("volumes", name)
-        if not place(volume["mountpoint"]).name:
-            yield (*where, "mountpoint"), "is the root directory"
+        if sentence := _no_place(volume["mountpoint"]):
+            yield (*where, "mountpoint"), sentence
         if not (volume["tags"] or volume["snapshot"] or "size" in volume["volume"]):
             yield where, "needs tags to find one by, a snapshot to make one from, or a size for a blank one"
         for path, sentence in _check_kind(volume["volume"]):
             yield (*where, "volume", *path), sentence
     for (one, first), (two, second) in combinations(volumes.items(), 2):
+        if first["tags"] and first["tags"] == second["tags"]:
+            yield ("volumes", two, "tags"), f"are those of volume {one!r}: both would be the same disk"
         if overlap(first["mountpoint"], second["mountpoint"]):
             sentence = f"{second['mountpoint']!r} collides with {first['mountpoint']!r} of volume {one!r}"
             yield ("volumes", two, "mountpoint"), sentence

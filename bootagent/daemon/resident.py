@@ -192,7 +192,7 @@ class Resident:
             return
         if child.watch_seconds is not None:
             self._watch_seconds = child.watch_seconds
-        if code not in (0, EXIT_USAGE) and child.transient:
+        if code != EXIT_USAGE and child.transient:
             self._try_again("retry")
             return
         self._retry_seconds = RETRY_SECONDS

@@ -11,7 +11,7 @@ import os
 import time
 from pathlib import Path
 
-from bootagent.errors import MachineError
+from bootagent.errors import BootagentError, MachineError
 from bootagent.machine import Machine, Note
 
 SECTOR_BYTES = 512
@@ -25,19 +25,21 @@ _PATIENCE_SECONDS = 1.0
 # --- which device --------------------------------------------------------------------------------------------
 
 
-def find(machine: Machine, volume_id: str, asked: str | None = None) -> Path | None:
-    """The real path of the block device that is the volume; None while it is not there.
+def refuse_xen(machine: Machine) -> None:
+    """Raises BootagentError on a machine whose disks have no serial number: no volume can be told there."""
+    found = [entry.name for entry in _entries(machine) if entry.name.startswith("xvd")]
+    if found:
+        raise BootagentError(
+            f"{found[0]} is a disk of a Xen instance, which has no serial number: no volume can be told from another",
+            remedy="use an instance type with NVMe disks, that is a Nitro one",
+        )
 
-    On Xen instances devices have no serial. There the name EC2 attached the volume under, ``asked`` (/dev/sdf),
-    is the name the kernel gives it, but for its beginning (/dev/xvdf).
-    """
+
+def find(machine: Machine, volume_id: str, asked: str | None = None) -> Path | None:
+    """The real path of the block device that is the volume; None while it is not there."""
     for entry in _entries(machine):
         node = machine.real("/dev") / entry.name
         if _serial(entry) == _serial_of(volume_id) and node.exists():
-            return node
-    if asked:
-        node = machine.real("/dev") / _xen_name(asked)
-        if (machine.real("/sys/block") / node.name).exists() and node.exists():
             return node
     return None
 
@@ -49,9 +51,9 @@ def verify(machine: Machine, device: Path, volume_id: str, asked: str | None = N
     """
     entry = machine.real("/sys/block") / device.name
     serial = _serial(entry)
-    if serial is None and not (asked and device.name == _xen_name(asked)):
+    if serial is None:
         raise MachineError(f"cannot read the serial number of {device}, so it is not taken for {volume_id}")
-    if serial is not None and serial != _serial_of(volume_id):
+    if serial != _serial_of(volume_id):
         raise MachineError(f"{device} is not {volume_id}: its serial number is {serial!r}")
     if _text(entry / "dev") != number(device):
         raise MachineError(f"{device} is not the device that /sys/block/{device.name} tells of")
@@ -91,14 +93,12 @@ def by_id(machine: Machine, device: Path) -> str | None:
 
 
 def stable_name(machine: Machine, device: Path) -> str:
-    """What names the device after the next boot too: its link by id, or its own name on Xen, where EC2 chose it.
+    """What names the device after the next boot too: its link by id.
 
     Raises MachineError when udev has not made the link.
     """
     deadline = time.monotonic() + UDEV_SECONDS
     while (link := by_id(machine, device)) is None:
-        if device.name.startswith("xvd"):
-            return f"/dev/{device.name}"
         if time.monotonic() > deadline:
             raise MachineError(f"nothing in /dev/disk/by-id names {device}", remedy="see that udev runs")
         time.sleep(_POLL_SECONDS)
@@ -178,12 +178,6 @@ def _serial(entry: Path) -> str | None:
 
 def _serial_of(volume_id: str) -> str:
     return volume_id.replace("-", "", 1)
-
-
-def _xen_name(asked: str) -> str:
-    """What a Xen guest calls a device attached as /dev/sdf: xvdf."""
-    name = asked.removeprefix("/dev/")
-    return f"xvd{name[2:]}" if name.startswith("sd") else name
 
 
 def _text(path: Path) -> str | None:

@@ -20,9 +20,8 @@ from bootagent.plan import in_place, parts, staged
 from bootagent.plan.attachments import Attachment, attachments
 from bootagent.plan.lane import DEPLOYING, PHASES, Intent, Known, Lane, Moment, Phase, Plan
 from bootagent.plan.staged import previous
-from bootagent.plan.volumes import volume_record
+from bootagent.plan.volumes import former, record, volume_record
 from bootagent.state import AppState
-from bootagent.steps.services import Services
 from bootagent.steps.stopped import Stopped
 
 __all__ = [
@@ -37,9 +36,11 @@ __all__ = [
     "Plan",
     "ToStop",
     "attachments",
+    "former",
     "make",
     "previous",
     "put_back",
+    "record",
     "stop",
     "volume_record",
 ]
@@ -80,20 +81,8 @@ def stop(services: Sequence[ToStop], reason: str) -> Plan:
 
 
 def _retire(runit: Runit, app: str, moment: Moment) -> Lane:
-    services = Services(
-        app=app,
-        current="/",
-        mark=None,
-        specs=(),
-        unnamed=None,
-        only=None,
-        release_services="config/service",
-        watched=(),
-        service_dir=runit.service_dir,
-        definitions=runit.definitions,
-    )
     # First of all: what this role does not run must not hold a port that it needs.
-    steps = (services, *parts.retired_volumes(app, moment, keep=()))
+    steps = (parts.no_services(runit, app), *parts.retired_volumes(app, moment, keep=()))
     return Lane(app=app, intent="retire", steps={"stage": steps}, reason="the role does not run it")
 
 

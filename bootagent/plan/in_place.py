@@ -30,7 +30,7 @@ def lane(config: Config, app: App, known: Known, moment: Moment) -> Lane:
         reason = f"{label} failed before; make another snapshot, or give it a try with --retry"
         return _keep(config, app, known, standing, moment, reason=reason, degraded=True)
     reason = f"{label} failed before: see whether it works by now" if failed else f"{label} is new"
-    return _deploy(config, app, revision, standing, moment, reason)
+    return _deploy(config, app, known, revision, standing, moment, reason)
 
 
 def put_back(config: Config, app: App, state: AppState, release: str, *, reason: str) -> Lane:
@@ -109,15 +109,18 @@ def _keep(
     )
 
 
-def _deploy(config: Config, app: App, revision: Revision, standing: str | None, moment: Moment, reason: str) -> Lane:
+def _deploy(
+    config: Config, app: App, known: Known, revision: Revision, standing: str | None, moment: Moment, reason: str
+) -> Lane:
     name = _name(app, revision)
+    left = parts.leave_behind(config, app, known, moment)
     steps: dict[Phase, tuple[Step, ...]] = {"serve": (parts.services(config, app, revision.id),)}
     if isinstance(app.source, EbsSource):
-        steps["stage"] = (volumes.attached(app, app.source, name, revision.id, moment),)
+        steps["stage"] = (*left, volumes.attached(app, app.source, name, revision.id, moment))
         steps["activate"] = (volumes.shown(app, app.source, name),)
         steps["retire"] = volumes.retired_volumes(app.name, moment, keep=(name,))
     else:
-        steps["stage"] = (_copied_scripts(app),)
+        steps["stage"] = (*left, _copied_scripts(app))
     fallback = standing if standing != name and isinstance(app.source, EbsSource) else None
     return Lane(
         app=app.name,

@@ -53,7 +53,8 @@ class Known:
     """What is known of one app before planning: the disk, what the source holds, and the state.
 
     ``revision`` is an error when the source could not be read; ``fallback`` is then what the image holds in its place.
-    ``present``: what an app reads in place is there, whether it answers or not.
+    ``present``: what an app reads in place is there, whether it answers or not. ``volumes`` are the releases for which
+    a volume has been attached.
     """
 
     layout: Layout
@@ -61,6 +62,7 @@ class Known:
     state: AppState
     fallback: Revision | None = None
     present: bool = True
+    volumes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from bootagent.config.model import App, Check, Config, EbsSource, NfsSource, S3Source, Service
+from bootagent.config.model import App, Check, Config, EbsSource, NfsSource, Runit, S3Source, Service
 from bootagent.ebs.snapshots import Snapshot
 from bootagent.git_repository import Commit
-from bootagent.plan.lane import Moment
-from bootagent.plan.volumes import is_on_volumes, is_snapshot, restored, retired_volumes
+from bootagent.plan.lane import Known, Moment
+from bootagent.plan.volumes import is_on_volumes, is_snapshot, of_another_kind, restored, retired_volumes
 from bootagent.pull.bundle import Bundle, Limits
 from bootagent.sources import Content, Tree
 from bootagent.steps.base import Step
 from bootagent.steps.current import Current
 from bootagent.steps.directories import Directories
 from bootagent.steps.linked_paths import LinkedPaths
+from bootagent.steps.prune import Prune
 from bootagent.steps.services import Services, ServiceSpec
 from bootagent.steps.shared_file import SharedFile
 from bootagent.steps.staged_bundle import StagedBundle
@@ -50,7 +51,10 @@ def marker(app: App, name: str) -> str:
 def shared(app: App, moment: Moment) -> list[Step]:
     """The directories of the layout, and what is filled in ``shared/``."""
     files = tuple(file.path for file in app.linked_files)
-    steps: list[Step] = [Directories(app.deploy_to, app.linked_dirs, files, app.user, app.group)]
+    # Where root mounts, nobody else may move directories.
+    steps: list[Step] = [
+        Directories(app.deploy_to, app.linked_dirs, files, app.user, app.group, roots=is_on_volumes(app))
+    ]
     region = (app.source.region if isinstance(app.source, S3Source) else None) or moment.region
     steps += [
         SharedFile(app.deploy_to, file.path, file.origin, region, app.user, app.group)
@@ -106,6 +110,36 @@ def _mountpoints(app: App) -> tuple[str, ...]:
         case EbsSource(mountpoint=mountpoint, bind=bind):
             return (mountpoint, app.deploy_to) if bind else (mountpoint,)
     return ()
+
+
+def no_services(runit: Runit, app: str) -> Step:
+    """The app has none."""
+    return Services(
+        app=app,
+        current="/",
+        mark=None,
+        specs=(),
+        unnamed=None,
+        only=None,
+        release_services="config/service",
+        watched=(),
+        service_dir=runit.service_dir,
+        definitions=runit.definitions,
+    )
+
+
+def leave_behind(config: Config, app: App, known: Known, moment: Moment) -> list[Step]:
+    """First of all, what the app was when its source kept it on volumes of another kind goes, and what runs from it.
+
+    There is no way back to it then.
+    """
+    gone = of_another_kind(app, known.volumes)
+    if not gone:
+        return []
+    left = retired_volumes(app.name, moment, keep=set(known.volumes) - set(gone))
+    mountpoints = [name for name in gone if name in known.layout.releases]
+    pruned = [Prune(app.deploy_to, tuple(mountpoints), ())] if mountpoints else []
+    return [no_services(config.runit, app.name), *left, *pruned]
 
 
 def copies_scripts(app: App) -> bool:

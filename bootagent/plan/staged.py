@@ -146,8 +146,10 @@ def _standing(known: Known) -> str | None:
 
 def _deploy(config: Config, app: App, known: Known, revision: Revision, name: str, moment: Moment, reason: str) -> Lane:
     release = f"{app.deploy_to}/releases/{name}"
-    fallback = _standing(known)
+    left = parts.leave_behind(config, app, known, moment)
+    fallback = None if left else _standing(known)
     stage: list[Step] = [
+        *left,
         *parts.shared(app, moment),
         *_prune(app, known, moment, making=name),
         *parts.staged(app, name, revision.content, moment),

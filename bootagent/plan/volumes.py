@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Collection
 
-from bootagent.config.model import App, DataVolume, EbsSource
+from bootagent.config.model import App, Config, DataVolume, EbsSource
 from bootagent.ebs.volume import Wanted
 from bootagent.errors import BootagentError
 from bootagent.plan.lane import Moment
@@ -59,7 +61,20 @@ def shown(app: App, source: EbsSource, release: str) -> Step:
 def retired_volumes(app: str, moment: Moment, *, keep: Collection[str]) -> tuple[Step, ...]:
     """None of the app's volumes is left but those of the releases in ``keep``."""
     names = tuple(sorted(record(app, release) for release in keep))
-    return (RetiredVolumes(record(app, ""), names, moment.instance_id),)
+    return (RetiredVolumes(record(app, ""), names, moment.instance_id, delete=True),)
+
+
+def of_another_kind(app: App, names: Collection[str]) -> list[str]:
+    """Which of an app's volumes are from when its source was another one: releases on volumes, or all of deploy_to."""
+    if not isinstance(app.source, EbsSource):
+        return sorted(names)
+    return sorted(name for name in names if is_snapshot(name) != app.in_place)
+
+
+def former(config: Config, moment: Moment) -> Step:
+    """No data volume is mounted here but the role's: not those of another role, or with other tags."""
+    keep = tuple(sorted(volume_record(config.role, volume) for volume in config.volumes))
+    return RetiredVolumes("role.", keep, moment.instance_id, delete=False)
 
 
 def data_volume(role: str, volume: DataVolume, snapshot: str | None, moment: Moment) -> tuple[Step, ...]:
@@ -103,8 +118,9 @@ def record(app: str, release: str) -> str:
 
 
 def volume_record(role: str, volume: DataVolume) -> str:
-    """The name under which the instance remembers a role's volume."""
-    return f"role.{role}.{volume.name}"
+    """The name under which the instance remembers a role's volume; one with other tags is another volume."""
+    tags = json.dumps(volume.tags).encode()
+    return f"role.{role}.{volume.name}" + (f".{hashlib.sha256(tags).hexdigest()[:8]}" if volume.tags else "")
 
 
 def _mounted(name: str, place: str, source: EbsSource, bind: str | None) -> Step:

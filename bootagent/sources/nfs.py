@@ -26,10 +26,12 @@ def resolve(machine: Machine, app: App, source: NfsSource) -> Revision:
     ask = _Asker(machine, machine.identity(app.user, app.group))
     if mounts.at(machine, source.mountpoint) is None:
         raise MachineError(f"{source} is not mounted at {source.mountpoint}")
+    ask.afresh(str(PurePosixPath(asked).parent))
     target = ask.link(asked)
     place = asked if target is None else _seen(ask, asked, target, copied=source.copy)
     if not ask.is_directory(place):
         raise BootagentError(f"{asked} of {source} is no release", remedy="deploy to the server first")
+    ask.afresh(place)
     revision = ask.first_line(f"{place}/{REVISION}")
     name = PurePosixPath(target).name if target else revision or ask.identity(place)
     made = revision or ask.identity(place)
@@ -61,6 +63,10 @@ class _Asker:
     def __init__(self, machine: Machine, identity: Identity | None) -> None:
         self._machine = machine
         self._identity = identity
+
+    def afresh(self, directory: str) -> None:
+        """Let the kernel ask the server about a directory: what it has seen there it believes for a minute, nfs(5)."""
+        self._ask("stat", "--cached=never", "--format=", "--", self._real(directory))
 
     def link(self, path: str) -> str | None:
         """Where a symbolic link points; None for anything else."""

@@ -31,10 +31,10 @@ class AttachedVolume:
             return False
         if wanted.by_snapshot and not wanted.find and record.snapshot != wanted.snapshot:
             return False
-        return disks.find(machine, record.volume_id, record.device) is not None
+        return disks.find(machine, record.volume_id) is not None
 
     def apply(self, machine: Machine) -> None:
         """Find or make it, attach it, and wait for its device."""
+        disks.refuse_xen(machine)
         volume_id = attach(machine, self.wanted)
-        record = records.load(machine, self.wanted.name, self.wanted.instance_id)
-        disks.wait(machine, volume_id, self.wanted.within, record.device if record else None)
+        disks.wait(machine, volume_id, self.wanted.within)

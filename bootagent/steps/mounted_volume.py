@@ -13,7 +13,7 @@ from bootagent.disks.filesystems import Content
 from bootagent.ebs import volume
 from bootagent.errors import BootagentError, CommandError, MachineError
 from bootagent.fstab import Entry
-from bootagent.machine import Machine, Note
+from bootagent.machine import Machine, Note, writable_by_others
 from bootagent.mounts import Mount
 from bootagent.records import Record
 
@@ -74,6 +74,7 @@ class MountedVolume:
         record = self._attached(machine)
         device = disks.wait(machine, record.volume_id or "", self.within, record.device)
         self._refuse_strangers(machine, device)
+        self._refuse_movable(machine)
         self._fstab_is_so(machine, device, self.filesystem)  # raises what would stop us later
         for point in self._points:
             mounts.make_mountpoint(machine, point, empty=point == self.bind)
@@ -194,6 +195,18 @@ class MountedVolume:
                     f"cannot mount the volume of {self.record} at {point}: {mounted.source} ({mounted.filesystem}) is "
                     "mounted there, and not by bootagent",
                     remedy=f"umount {point}, or choose another mountpoint",
+                )
+
+    def _refuse_movable(self, machine: Machine) -> None:
+        """Whoever may rename a directory on the way could have us mount anywhere."""
+        for point in self._points:
+            parent = machine.real(point).parent
+            while not parent.exists():
+                parent = parent.parent
+            if why := writable_by_others(parent):
+                raise BootagentError(
+                    f"cannot mount the volume of {self.record} at {point}: {why}",
+                    remedy="have its directories belong to root, or choose another mountpoint",
                 )
 
     def _shows(self, machine: Machine, point: str, device: Path) -> bool:

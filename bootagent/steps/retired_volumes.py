@@ -17,17 +17,19 @@ FREE_SECONDS = 60.0
 class RetiredVolumes:
     """Of the volumes whose records begin with ``prefix`` only those in ``keep`` are left.
 
-    A volume made from a snapshot is deleted. What an image says of the volumes of the instance it was made of is
-    forgotten, and EC2 not asked.
+    With ``delete``, one that was made from a snapshot is deleted; the others are only let go.
+    What an image says of the volumes of the instance it was made of is forgotten, and EC2 not asked.
     """
 
     prefix: str
     keep: tuple[str, ...]
     instance_id: str | None
+    delete: bool
 
     def __str__(self) -> str:
         kept = f" but {', '.join(self.keep)}" if self.keep else ""
-        return f"give back the volumes of {self.prefix.rstrip('.')}{kept}"
+        whose = "a role" if self.prefix == "role." else self.prefix.rstrip(".")
+        return f"{'give back' if self.delete else 'let go'} the volumes of {whose}{kept}"
 
     def is_satisfied(self, machine: Machine) -> bool:
         """Whether there is no record of another."""
@@ -53,6 +55,6 @@ class RetiredVolumes:
                 machine.run(mounts.unmount_argv(mount.point, lazy=True), timeout=mounts.UNMOUNT_SECONDS, check=False)
             disks.wait_until_free(machine, device, FREE_SECONDS)
         if record.instance_id == self.instance_id:
-            volume.release(machine, record.name, record.instance_id)
+            volume.release(machine, record.name, record.instance_id, delete=self.delete)
         else:
             records.forget(machine, record.name)

@@ -85,19 +85,18 @@ def test_what_is_not_the_volume_is_refused(host: LoopHost, machine: Machine, tmp
         disks.verify(machine, device, ONE)
 
 
-def test_on_xen_the_name_asked_for_is_the_name(host: LoopHost, machine: Machine, tmp_path: Path) -> None:
+def test_a_disk_without_a_serial_is_nobodys(host: LoopHost, machine: Machine, tmp_path: Path) -> None:
     plugged = plug(host, disk(tmp_path, 1, "a"))
+    disks.refuse_xen(machine)
     (host.root / "sys/block/nvme1n1/device/serial").unlink()
     (host.root / "sys/block/nvme1n1").rename(host.root / "sys/block/xvdf")
     plugged.rename(host.root / "dev/xvdf")
-    device = disks.find(machine, ONE, asked="/dev/sdf")
-    assert device == host.root / "dev/xvdf"
     assert disks.find(machine, ONE) is None
-    assert disks.find(machine, ONE, asked="/dev/sdg") is None
-    assert disks.stable_name(machine, device) == "/dev/xvdf"
-    disks.verify(machine, device, ONE, asked="/dev/sdf")
     with pytest.raises(MachineError, match="cannot read the serial number"):
-        disks.verify(machine, device, ONE, asked="/dev/sdg")
+        disks.verify(machine, host.root / "dev/xvdf", ONE)
+    with pytest.raises(BootagentError, match="xvdf is a disk of a Xen instance") as caught:
+        disks.refuse_xen(machine)
+    assert "Nitro" in str(caught.value.remedy)
 
 
 def test_a_late_device_is_waited_for(host: LoopHost, tmp_path: Path) -> None:

@@ -509,7 +509,7 @@ def test_what_the_role_does_not_run_is_stopped_first() -> None:
     assert [(lane.app, lane.intent) for lane in lanes] == [("old", "retire"), ("older", "retire"), ("web", "deploy")]
     ((step, volumes),) = lanes[0].steps.values()
     assert lanes[0].steps["stage"] == (step, volumes)
-    assert volumes == RetiredVolumes("app.old.", (), None)
+    assert volumes == RetiredVolumes("app.old.", (), None, delete=True)
     assert str(step) == "stop and remove the services of old"
     gone = cast(Services, step)
     assert (gone.specs, gone.unnamed, gone.service_dir, gone.definitions) == ((), None, "/etc/service", "/etc/sv")

@@ -54,6 +54,8 @@ from tests.unit.test_plan import (
 )
 
 Steps = dict[Phase, tuple[Step, ...]]
+#: Where root mounts releases, the directories are root's.
+ROOTS = replace(DIRECTORIES, roots=True)
 
 ME, ZONE, REGION = "i-0123456789abcdef0", "eu-west-1b", "eu-west-1"
 MOMENT = Moment(NOW, BOOT, REGION, instance_id=ME, zone=ZONE)
@@ -154,7 +156,7 @@ def mounted(release: str, place: str, bind: str | None = None) -> MountedVolume:
 
 
 def retired(*keep: str) -> RetiredVolumes:
-    return RetiredVolumes("app.web.", tuple(f"app.web.{release}" for release in keep), ME)
+    return RetiredVolumes("app.web.", tuple(f"app.web.{release}" for release in keep), ME, delete=True)
 
 
 def run(mark: str, *needs: str, scripts: str | None = None) -> Services:
@@ -295,7 +297,7 @@ def by_release(name: str, made_of: str, *, keep: tuple[str, ...], doomed: tuple[
     marker = f"/var/lib/bootagent/prepared/web.{name}"
     return {
         "stage": (
-            DIRECTORIES,
+            ROOTS,
             ENV_FILE,
             retired(*keep),
             pruned(),
@@ -336,7 +338,7 @@ def test_a_release_on_a_volume_is_kept_with_its_volume(source: Revision | Bootag
     assert (lane.intent, lane.release, lane.revision, lane.unread) == ("keep", R1, S1, source is LOST)
     assert lane.steps == {
         "stage": (
-            DIRECTORIES,
+            ROOTS,
             ENV_FILE,
             retired(R1),
             pruned(),
@@ -451,7 +453,7 @@ def test_a_release_that_was_on_no_volume_is_kept_without_one() -> None:
     state = replace(remembered("a"), releases={R1: good("a")}, proven=R1)
     lane = made(BY_RELEASE, Known(Layout(R1, None, (R1,)), LOST, state))
     assert (lane.intent, lane.release) == ("keep", R1)
-    assert lane.steps["stage"] == (DIRECTORIES, ENV_FILE, retired(R1), pruned(), links(R1))
+    assert lane.steps["stage"] == (ROOTS, ENV_FILE, retired(R1), pruned(), links(R1))
 
 
 # --- git and the image -------------------------------------------------------------------------------------------
@@ -613,7 +615,7 @@ def test_a_tree_in_the_place_of_a_volume_stays_without_one() -> None:
     state = replace(remembered(r20261111120000=replace(good("v1"), revision="image:v1")), revision="image:v1")
     lane = made(app, unread(state, layout=Layout(R1, None, (R1,))))
     assert (lane.intent, lane.release) == ("keep", R1)
-    assert lane.steps["stage"] == (DIRECTORIES, ENV_FILE, retired(R1), pruned(), links(R1))
+    assert lane.steps["stage"] == (ROOTS, ENV_FILE, retired(R1), pruned(), links(R1))
 
 
 @pytest.mark.parametrize("app", [ON_VOLUME, ON_NFS])
@@ -666,9 +668,17 @@ DATA = DataVolume(
 )
 
 
+#: Of the tags Name=db: volumes with other tags are others.
+BY_TAGS = "role.web.data.a09bfdc1"
+
+
+def recorded(volume: DataVolume) -> str:
+    return BY_TAGS if volume.tags else "role.web.data"
+
+
 def attach(volume: DataVolume, made_of: str | None, *, create: bool) -> AttachedVolume:
     wanted = Wanted(
-        name="role.web.data",
+        name=recorded(volume),
         purpose="volume web/data",
         instance_id=ME,
         region=REGION,
@@ -685,9 +695,9 @@ def attach(volume: DataVolume, made_of: str | None, *, create: bool) -> Attached
     return AttachedVolume(wanted)
 
 
-def mount(*, blank: bool) -> MountedVolume:
+def mount(*, blank: bool, name: str = "role.web.data") -> MountedVolume:
     return MountedVolume(
-        record="role.web.data",
+        record=name,
         mountpoint="/var/lib/postgresql",
         filesystem="ext4",
         options=("noatime", "nodev"),
@@ -711,12 +721,12 @@ def test_a_volume_of_a_size_is_made_blank_and_may_be_formatted() -> None:
 
 def test_a_volume_that_outlives_instances_is_found_by_its_tags_and_made_once() -> None:
     volume = replace(DATA, tags=(("Name", "db"),), delete_on_termination=False)
-    assert of_role(volume).steps == (attach(volume, None, create=True), mount(blank=True))
+    assert of_role(volume).steps == (attach(volume, None, create=True), mount(blank=True, name=BY_TAGS))
 
 
 def test_a_volume_without_a_size_is_only_found_and_never_formatted() -> None:
     volume = replace(DATA, tags=(("Name", "db"),), volume=VolumeKind())
-    assert of_role(volume).steps == (attach(volume, None, create=False), mount(blank=False))
+    assert of_role(volume).steps == (attach(volume, None, create=False), mount(blank=False, name=BY_TAGS))
 
 
 def test_a_volume_from_a_snapshot_is_never_formatted_whatever_its_size() -> None:
@@ -756,6 +766,33 @@ def test_a_role_without_storage_attaches_nothing() -> None:
     assert plan.attachments(config(WEB, GIT, HELD), {}, Moment(NOW, BOOT, None)) == ()
 
 
+def test_volumes_of_other_roles_and_with_other_tags_are_let_go() -> None:
+    lasting = replace(DATA, name="orders", tags=(("Name", "db"),))
+    step = plan.former(config(volumes=[DATA, lasting]), MOMENT)
+    keep = ("role.web.data", "role.web.orders.a09bfdc1")
+    assert step == RetiredVolumes("role.", keep, ME, delete=False)
+
+
+@pytest.mark.parametrize(
+    ("app", "volumes", "kept"),
+    [
+        (WEB, (S1, R1), ()),
+        (ON_VOLUME, (S1, R1), (S1,)),
+        (replace(ON_VOLUME, source=RELEASE), (S1, R1), (R1,)),
+    ],
+)
+def test_volumes_of_another_kind_of_source_go_first_and_what_runs_from_them(
+    app: App, volumes: tuple[str, ...], kept: tuple[str, ...]
+) -> None:
+    found = revision("a") if app is WEB else snapshot(S2)
+    known = Known(Layout(R1, None, (R1,)), found, remembered(), volumes=volumes)
+    (lane,) = plan.make(config(app), {"web": known}, (), MOMENT).lanes
+    first, second, *_ = lane.steps["stage"]
+    assert str(first) == "stop and remove the services of web"
+    assert second == retired(*kept)
+    assert lane.fallback is None
+
+
 # --- what the role does not run ----------------------------------------------------------------------------------
 
 
@@ -764,7 +801,7 @@ def test_what_the_role_does_not_run_is_stopped_and_its_volumes_given_back() -> N
     stopped, volumes = lane.steps["stage"]
     assert (lane.app, lane.intent, set(lane.steps)) == ("old", "retire", {"stage"})
     assert isinstance(stopped, Services) and (stopped.app, stopped.specs, stopped.unnamed) == ("old", (), None)
-    assert volumes == RetiredVolumes("app.old.", (), ME)
+    assert volumes == RetiredVolumes("app.old.", (), ME, delete=True)
 
 
 def test_an_app_that_cannot_be_planned_does_not_keep_the_others_from_their_turn() -> None:
