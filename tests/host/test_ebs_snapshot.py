@@ -385,3 +385,11 @@ def test_a_volume_that_is_there_is_not_asked_about(
     step.apply(machine)
     assert step.is_satisfied(machine)
     assert len(disks.volumes) == 1
+
+
+def test_on_xen_nothing_is_made(cloud: Cloud, disks: Disks, machine: HearingMachine, tmp_path: Path) -> None:
+    origin = disks.snapshot_of(tmp_path, tags={})
+    machine.real("/sys/block/xvda").mkdir(parents=True)
+    with pytest.raises(BootagentError, match="xvda is a disk of a Xen instance"):
+        AttachedVolume(wanted_by(cloud, snapshot=origin)).apply(machine)
+    assert disks.volumes == {}
