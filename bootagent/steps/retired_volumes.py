@@ -45,7 +45,7 @@ class RetiredVolumes:
         return [one for one in found if one.name.startswith(self.prefix) and one.name not in self.keep]
 
     def _retire(self, machine: Machine, record: Record) -> None:
-        device = disks.find(machine, record.volume_id, record.device) if record.volume_id else None
+        device = disks.find(machine, record.volume_id) if record.volume_id else None
         kept = {point for other in records.all(machine) if other.name in self.keep for point in other.mountpoints}
         # Another volume has taken its place where both were mounted: those lines are that one's.
         fstab.update(machine, (), tuple(point for point in record.mountpoints if point not in kept))
