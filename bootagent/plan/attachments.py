@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from bootagent.config.model import Config, DataVolume, NfsSource
 from bootagent.plan import volumes
@@ -27,16 +27,20 @@ class Attachment:
 def attachments(config: Config, snapshots: Mapping[str, str | None], moment: Moment) -> tuple[Attachment, ...]:
     """The role's data volumes, and the mounts of its apps; ``snapshots`` are what new volumes would be made from."""
     role = [_data_volume(config, volume, snapshots.get(volume.name), moment) for volume in config.volumes]
-    mounts: dict[Step, list[str]] = {}
-    for app in config.apps:
-        if isinstance(app.source, NfsSource):
-            mounts.setdefault(_nfs(app.source), []).append(app.name)
-    return (*role, *(Attachment(" ".join(apps), tuple(apps), (step,)) for step, apps in mounts.items()))
+    return (*role, *_nfs_mounts(config))
 
 
 def _data_volume(config: Config, volume: DataVolume, snapshot: str | None, moment: Moment) -> Attachment:
     return Attachment(f"volume {volume.name}", (), volumes.data_volume(config.role, volume, snapshot, moment))
 
 
-def _nfs(source: NfsSource) -> Step:
-    return MountedNfs(source.server, source.export, source.mountpoint, source.options, source.within)
+def _nfs_mounts(config: Config) -> Iterator[Attachment]:
+    """One for all apps that read from a mount, which gets the time of the most patient of them."""
+    shared: dict[MountedNfs, list[tuple[str, float]]] = {}
+    for app in config.apps:
+        if isinstance(source := app.source, NfsSource):
+            mount = MountedNfs(source.server, source.export, source.mountpoint, source.options, within=0.0)
+            shared.setdefault(mount, []).append((app.name, source.within))
+    for mount, users in shared.items():
+        apps = tuple(app for app, _ in users)
+        yield Attachment(" ".join(apps), apps, (replace(mount, within=max(within for _, within in users)),))

@@ -755,6 +755,14 @@ def test_apps_that_read_from_one_export_share_its_mount() -> None:
     )
 
 
+@pytest.mark.parametrize("patience", [30.0, 600.0])
+def test_a_shared_mount_gets_the_time_of_the_most_patient_app(patience: float) -> None:
+    other = replace(ON_NFS, name="api", deploy_to="/srv/api", source=replace(NFS, within=patience))
+    (one,) = plan.attachments(config(ON_NFS, other), {}, MOMENT)
+    assert one.apps == ("web", "api")
+    assert one.steps == (MountedNfs("build", "/apps", "/srv", ("ro",), max(patience, NFS.within)),)
+
+
 def test_services_need_the_volumes_of_their_role() -> None:
     known = {"web": Known(Layout(), revision("a"), remembered()), "api": in_place(shown(R1))}
     lanes = plan.make(config(WEB, replace(ON_NFS, name="api"), volumes=[DATA]), known, (), MOMENT).lanes
