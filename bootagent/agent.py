@@ -438,7 +438,8 @@ class _Run:
         transient = lane.unread or (not blamed and not isinstance(cause, BundleError))
         fallback = lane.fallback or (lane.release if lane.intent in ("keep", "hotfix") and phase == "stage" else None)
         if fallback is None or self.config is None:
-            return Ending(EXIT_FAILED, str(error), tail, transient=transient)
+            serving = phase != "serve" and self._something_serves()  # such as what another source brought
+            return Ending(EXIT_DEGRADED if serving else EXIT_FAILED, str(error), tail, transient=transient)
         back = plan.put_back(
             self.config,
             app,

@@ -184,7 +184,7 @@ def make_mountpoint(machine: Machine, path: str, *, empty: bool = False) -> None
 
     It gets mode 000, so that no user writes into it while the mount is absent; so does one that is there and empty.
     Files in it are left alone: they are hidden by the mount, unless ``empty`` refuses them. Where something is mounted,
-    nothing is touched. Raises BootagentError for a link, for what is no directory, and for what ``empty`` refuses.
+    nothing is touched. Raises BootagentError for a link, for what is no directory, and MachineError for what ``empty`` refuses.
     """
     if at(machine, path):
         return
@@ -208,7 +208,7 @@ def make_mountpoint(machine: Machine, path: str, *, empty: bool = False) -> None
         real.chmod(0o000)
     elif empty:
         sentence = f"cannot mount at {path}: there are files in it, such as {inside.name}, that the mount would hide"
-        raise BootagentError(sentence, remedy="move them away")
+        raise MachineError(sentence, remedy="move them away")
 
 
 # --- inside --------------------------------------------------------------------------------------------------

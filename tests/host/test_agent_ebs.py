@@ -331,3 +331,38 @@ def test_a_tree_of_the_image_stands_in_for_a_snapshot(
     ran = agent("reconfigure")
     assert ran.code == 0, ran.stderr
     assert web.answer() == "one"
+
+
+def test_from_volumes_of_one_kind_to_another_and_to_s3(
+    disks: Disks, stage: Stage, web: App, agent: Agent, tmp_path: Path, machine_root: Path
+) -> None:
+    def points() -> set[str]:
+        return set(mounted(machine_root))
+
+    stage.configure(web.config(source=SOURCE))
+    snapshot(disks, tmp_path, "one")
+    assert agent("reconfigure").code == 0
+    stage.configure(web.config(source='{ type = "ebs", snapshot = { Name = "web" }, holds = "release" }'))
+    second = disks.snapshot_of(tree(tmp_path / "two", web.tree("two")), tags={"Name": "web"})
+    ran = agent("reconfigure")
+    assert ran.code == 0, ran.stderr
+    assert web.answer() == "two"
+    assert points() == {f"/srv/web/releases/{web.current}"}
+    assert [volume.snapshot_id for volume in disks.volumes.values()] == [second]
+    # Nobody but root may move the directory that the volume is mounted in.
+    assert {path.owner() for path in (web.deploy_to, web.deploy_to / "releases")} == {"root"}
+
+    stage.configure(web.config())
+    web.publish("three")
+    ran = agent("reconfigure")
+    assert ran.code == 0, ran.stderr
+    assert web.answer() == "three"
+    assert points() == set() and disks.volumes == {}
+    assert web.releases == [web.current]
+    assert web.deploy_to.owner() == "nobody"
+
+    stage.configure(web.config(source=SOURCE.replace("/cp", "/cp2")))
+    ran = agent("reconfigure")
+    assert ran.code == 3, ran.stderr
+    assert "there are files in it" in ran.stderr, "what S3 brought is in the way, and is not hidden"
+    assert web.answer() == "three"

@@ -166,7 +166,7 @@ def test_the_filesystem_grows_with_its_volume(
     before = os.statvfs(machine_root / "data").f_blocks
     stage.cloud.api.ec2(stage.cloud.region).modify_volume(VolumeId=volume_id, Size=2)
     deadline = time.monotonic() + 20
-    while int((machine_root / "sys/block/nvme1n1/size").read_text()) * 512 < 2 << 30:
+    while int((machine_root / "sys/block/nvme1n1/size").read_text() or "0") * 512 < 2 << 30:
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert agent("reconfigure").code == 0
@@ -185,3 +185,39 @@ def test_one_from_a_snapshot_and_one_in_error(
     assert ran.code == 0, ran.stderr
     assert (machine_root / "data/dump").read_text() == "seed"
     assert [volume.snapshot_id for volume in disks.volumes.values()] == [seed]
+
+
+def test_another_environment_has_a_volume_of_its_own(
+    disks: Disks, stage: Stage, web: App, agent: Agent, machine_root: Path
+) -> None:
+    roles = '[roles.web]\napps = ["web"]\n' + LASTING
+    stage.configure(web.config(url=f"s3://deploys/{web.key}"), roles=roles)
+    assert agent("reconfigure").code == 0
+    (staging,) = disks.volumes
+    (machine_root / "data/staging").write_text("x")
+    pid = web.pid()
+    stage.cloud.set_tag("Environment", "production")
+    ran = agent("reconfigure")
+    assert ran.code == 0, ran.stderr
+    assert web.pid() != pid, "nobody writes to the other one any more"
+    assert not (machine_root / "data/staging").exists()
+    attached = {volume_id: volume.instance_id for volume_id, volume in disks.volumes.items()}
+    assert attached.pop(staging) is None, "it is kept, and free for whoever wants it"
+    assert list(attached.values()) == [stage.cloud.instance.instance_id]
+    stage.cloud.set_tag("Environment", "staging")
+    assert agent("reconfigure").code == 0
+    assert (machine_root / "data/staging").read_text() == "x"
+
+
+def test_a_role_without_volumes_lets_them_go(
+    disks: Disks, stage: Stage, web: App, agent: Agent, machine_root: Path
+) -> None:
+    configure(stage, web, LASTING)
+    assert agent("reconfigure").code == 0
+    (volume_id,) = disks.volumes
+    stage.configure(web.config())
+    ran = agent("reconfigure")
+    assert ran.code == 0, ran.stderr
+    assert web.answer() == "one"
+    assert disks.volumes[volume_id].attachment is None
+    assert "/data" not in (machine_root / "etc/fstab").read_text()
