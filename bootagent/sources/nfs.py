@@ -28,13 +28,13 @@ def resolve(machine: Machine, app: App, source: NfsSource) -> Revision:
         raise MachineError(f"{source} is not mounted at {source.mountpoint}")
     ask.afresh(str(PurePosixPath(asked).parent))
     target = ask.link(asked)
-    place = asked if target is None else _seen(ask, asked, target, copied=source.copy)
+    place = _directory(ask, asked, target) if source.copy else _in_place(ask, asked, target)
     if not ask.is_directory(place):
         raise BootagentError(f"{asked} of {source} is no release", remedy="deploy to the server first")
     ask.afresh(place)
     revision = ask.first_line(f"{place}/{REVISION}")
-    name = PurePosixPath(target).name if target else revision or ask.identity(place)
     made = revision or ask.identity(place)
+    name = PurePosixPath(place if source.copy else target).name if target else made
     return Revision(
         id=f"nfs:{source.server}:{source.export}:{name}:{made}",
         label=name,
@@ -43,15 +43,30 @@ def resolve(machine: Machine, app: App, source: NfsSource) -> Revision:
     )
 
 
-def _seen(ask: _Asker, link: str, target: str, *, copied: bool) -> str:
-    """The directory that a link on the server means, as it is seen here: the mount may stand elsewhere than there."""
-    if ask.is_directory(link):
+def _in_place(ask: _Asker, link: str, target: str | None) -> str:
+    if target is None or ask.is_directory(link):
         return link
-    parts = PurePosixPath(target).parts[-2:]
-    moved = str(PurePosixPath(link).parent.joinpath(*parts))
-    if copied and ask.is_directory(moved):
-        return moved
-    raise BootagentError(
+    raise _unseen(link, target)
+
+
+def _directory(ask: _Asker, asked: str, target: str | None) -> str:
+    """The directory behind what is to be copied, links resolved: they may lead elsewhere before the copy is made.
+
+    An absolute link means a place on the server; the mount may stand elsewhere.
+    """
+    parts = PurePosixPath(target or "").parts
+    moved = PurePosixPath(asked).parent.joinpath(*parts[-2:])
+    elsewhere = (target, str(moved)) if target and target.startswith("/") and ".." not in parts else ()
+    for place in (asked, *elsewhere):
+        if found := ask.resolved(place):
+            return found
+    if target:
+        raise _unseen(asked, target)
+    return asked
+
+
+def _unseen(link: str, target: str) -> BootagentError:
+    return BootagentError(
         f"{link} leads to {target}, which is not to be seen on this machine",
         remedy="mount the export where the server has it, make the link relative, or set copy = true",
     )
@@ -71,6 +86,14 @@ class _Asker:
     def link(self, path: str) -> str | None:
         """Where a symbolic link points; None for anything else."""
         return self._ask("readlink", "--", self._real(path))
+
+    def resolved(self, path: str) -> str | None:
+        """The path without links, "." and ".."; None when it leads nowhere, or out of the machine's root."""
+        found = self._ask("readlink", "--canonicalize-existing", "--", self._real(path))
+        root = PurePosixPath(self._real("/"))
+        if found is None or not PurePosixPath(found).is_relative_to(root):
+            return None
+        return f"/{PurePosixPath(found).relative_to(root)}"
 
     def is_directory(self, path: str) -> bool:
         """Whether it is one, links followed."""
