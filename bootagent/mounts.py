@@ -28,6 +28,10 @@ _ESCAPE = re.compile(r"\\([0-7]{3})")
 _BUSY = "target is busy"
 
 
+class Silent(MachineError):
+    """Nothing was answered in time, not even an error."""
+
+
 @dataclass(frozen=True)
 class Mount:
     """A line of the table, as in proc_pid_mountinfo(5). ``point`` is a real path; ``device`` is "MAJOR:MINOR".
@@ -153,7 +157,7 @@ def probe(machine: Machine, path: str, within: float) -> None:
     """See that a directory answers: statfs(2), which asks an NFS server each time, and a look at the directory.
 
     In a child that is killed after ``within`` seconds, and left behind when that does not help.
-    Raises MachineError when it does not answer, or with an error.
+    Raises Silent when it does not answer, another MachineError when it answers with an error.
     """
     deadline = time.monotonic() + within
     # The directory behind the mountpoint: with its slash, so that what is mounted by need is mounted.
@@ -162,9 +166,9 @@ def probe(machine: Machine, path: str, within: float) -> None:
         try:
             machine.run(argv, timeout=max(0.1, deadline - time.monotonic()))
         except CommandError as error:
-            late = not error.tail.strip()
-            why = f"no answer within {within:g} s" if late else _said(error)
-            raise MachineError(f"{path} does not answer: {why}") from error
+            if not error.tail.strip():
+                raise Silent(f"{path} does not answer: no answer within {within:g} s") from error
+            raise MachineError(f"{path} does not answer: {_said(error)}") from error
 
 
 def answers(machine: Machine, path: str, within: float) -> bool:
@@ -184,7 +188,8 @@ def make_mountpoint(machine: Machine, path: str, *, empty: bool = False) -> None
 
     It gets mode 000, so that no user writes into it while the mount is absent; so does one that is there and empty.
     Files in it are left alone: they are hidden by the mount, unless ``empty`` refuses them. Where something is mounted,
-    nothing is touched. Raises BootagentError for a link, for what is no directory, and MachineError for what ``empty`` refuses.
+    nothing is touched. Raises BootagentError for a link and for what is no directory, MachineError for what ``empty``
+    refuses.
     """
     if at(machine, path):
         return
