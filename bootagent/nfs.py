@@ -23,6 +23,14 @@ NAME_SECONDS = 10.0
 #: Amazon EFS file systems, by id or by name: Amazon EFS User Guide, "Mounting EFS file systems".
 _EFS = re.compile(r"(fs-[0-9a-f]+)(\.efs\.[a-z0-9-]+\.amazonaws\.com(\.cn)?)?")
 _EFS_HELPER = "/sbin/mount.efs"
+#: Where amazon-efs-utils keeps a file for each mount by way of its proxy: FILE_SYSTEM.MOUNTPOINT.PORT, the slashes of
+#: the mountpoint as dots, without the first.
+_EFS_STATES = "/var/run/efs"
+#: Its proxy speaks to the server, and it chooses these by itself: amazon-efs-utils, README; nfs(5).
+_TRANSPORT = re.compile(
+    "nfsvers|minorversion|hard|soft|softerr|softreval|timeo|retrans|retry|rsize|wsize|(no)?resvport|port|proto|tcp|udp"
+    "|rdma|sec|addr|clientaddr|nconnect|max_connect|mount(port|proto|vers|host)|notls"
+)
 _NOT = {"ro": "rw", "rw": "ro", "hard": "soft", "soft": "hard", "suid": "nosuid", "dev": "nodev"}
 _REMEDIES = (
     ("access denied", "export it to this machine, and see that the path is the exported one"),
@@ -45,13 +53,35 @@ def _key(option: str) -> str:
     return "nfsvers" if key in ("vers", "nfsvers") else key
 
 
-def is_shown_by(mount: Mount, server: str, export: str, wanted: Sequence[str]) -> bool:
+def efs_options(more: Sequence[str]) -> tuple[str, ...]:
+    """The options for the EFS helper: an encrypted mount, as strict as any other, and how NFS is spoken left to it."""
+    others = (option for option in options(more) if not _TRANSPORT.fullmatch(_key(option)) and option != "tls")
+    return ("tls", *others)
+
+
+def is_nfs(mount: Mount) -> bool:
+    """Whether a mount is one of NFS, of whatever version."""
+    return mount.filesystem in ("nfs", "nfs4")
+
+
+def is_shown_by(machine: Machine, mount: Mount, server: str, export: str, wanted: Sequence[str]) -> bool:
     """Whether a mount is the one of this export, read-only or not as wanted."""
-    # The EFS helper's encrypted mounts go by way of a local port.
-    hosts = (server, "127.0.0.1") if _EFS.fullmatch(server) else (server,)
-    sources = {f"{host}:{export}".rstrip("/") for host in hosts}
-    is_nfs = mount.filesystem in ("nfs", "nfs4")
-    return is_nfs and mount.source.rstrip("/") in sources and ("ro" in mount.options) == ("ro" in options(wanted))
+    shown, efs = mount.source.rstrip("/"), _EFS.fullmatch(server)
+    is_it = shown == f"{server}:{export}".rstrip("/")
+    if efs and shown == f"127.0.0.1:{export}".rstrip("/"):  # the EFS helper's way
+        is_it = _is_of_efs(machine, mount, efs[1])
+    return is_nfs(mount) and is_it and ("ro" in mount.options) == ("ro" in options(wanted))
+
+
+def _is_of_efs(machine: Machine, mount: Mount, file_system: str) -> bool:
+    """Whether a mount by way of a local port is one of this file system, by what the EFS helper has written down."""
+    port = next((option[5:] for option in mount.super_options if option.startswith("port=")), r"[0-9]+")
+    name = f"{file_system}.{mount.point.lstrip('/').replace('/', '.')}."
+    try:
+        states = [path.name for path in machine.real(_EFS_STATES).iterdir()]
+    except OSError:
+        return False
+    return any(re.fullmatch(re.escape(name) + port, state) for state in states)
 
 
 def mount(machine: Machine, server: str, export: str, point: str, wanted: Sequence[str], within: float) -> None:
@@ -76,13 +106,12 @@ def mount(machine: Machine, server: str, export: str, point: str, wanted: Sequen
 
 
 def _try(machine: Machine, server: str, export: str, point: str, wanted: Sequence[str], within: float) -> None:
-    if mounts.at(machine, point):  # an earlier try got this far, and the server did not answer then
-        return
+    there = mounts.at(machine, point)
+    if there and is_shown_by(machine, there, server, export, wanted):
+        return  # an earlier try got this far, and the server did not answer then
     efs = _EFS.fullmatch(server)
     if efs and machine.real(_EFS_HELPER).exists():
-        more = [option for option in wanted if _key(option) not in ("nfsvers", "ro")]
-        read_only = ["ro"] if "ro" in options(wanted) else []
-        mounts.mount(machine, f"{efs[1]}:{export}", point, "efs", ["tls", *read_only, *more], within)
+        mounts.mount(machine, f"{efs[1]}:{export}", point, "efs", efs_options(wanted), within)
         return
     host = server if efs is None or efs[2] else _whole_name(server)
     _resolve(machine, host)

@@ -5,18 +5,23 @@ The kernel of a host that runs the tests may have no NFS client: other filesyste
 
 from __future__ import annotations
 
+import re
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import replace
+from io import FileIO
 from pathlib import Path
 
 import pytest
 
+from bootagent import mounts
 from bootagent.config.model import App, NfsSource
-from bootagent.errors import BootagentError
+from bootagent.errors import BootagentError, MachineError
 from bootagent.machine import Machine
 from bootagent.sources import Revision, Tree
 from bootagent.sources import nfs as source
+from bootagent.steps.mounted_nfs import MountedNfs
 from bootagent.steps.staged_copy import StagedCopy
 from tests.unit.test_plan import WEB
 
@@ -109,3 +114,116 @@ def test_a_link_that_leads_nowhere_is_told(machine: Machine, apps: Path, target:
     point_at(apps / "current", target)
     with pytest.raises(BootagentError, match=f"/apps/current leads to {target}, which is not to be seen"):
         resolved(machine)
+
+
+# --- what is mounted ---------------------------------------------------------------------------------------------
+
+OLD = MountedNfs("127.0.0.2", "/apps", "/apps", (), 60.0)
+NEW = replace(OLD, server="127.0.0.3")
+#: What mount(8) calls for NFS: the server 127.0.0.4 is down.
+CLIENT = """#!/bin/sh
+case $1 in 127.0.0.4:*) echo "mount.nfs: Connection refused" >&2; exit 32;; esac
+mount -i -t tmpfs -o mode=755 "$1" "$2" && echo "$1" >"$2/from" && mount -o remount,bind,ro "$2"
+"""
+
+
+class KernelTable:
+    """The kernel's table, in which what came from a server is NFS."""
+
+    def __init__(self) -> None:
+        self._table = mounts.TABLE
+
+    def read_text(self, errors: str) -> str:
+        return re.sub(r" - (tmpfs|fuse) (127[.])", r" - nfs4 \2", self._table.read_text(errors=errors))
+
+
+@pytest.fixture
+def client(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An NFS client whose every export holds one file, ``from``: the name it has."""
+    program = Path("/sbin/mount.nfs")
+    if not program.exists():
+        pytest.skip("there is no mount.nfs")
+    ours = tmp_path / "mount.nfs"
+    ours.write_text(CLIENT)
+    ours.chmod(0o755)
+    monkeypatch.setattr(mounts, "TABLE", KernelTable())
+    subprocess.run(["mount", "--bind", ours, program], check=True)
+    yield
+    subprocess.run(["umount", "--lazy", program], check=True)
+
+
+@pytest.fixture
+def server(machine: Machine, client: None) -> Iterator[FileIO]:
+    """The old server has its export mounted, and never answers; when this file is closed, there are errors."""
+    if not Path("/dev/fuse").exists():
+        pytest.skip("the kernel has no FUSE")
+    with Path("/dev/fuse").open("r+b", buffering=0) as server:
+        options = f"ro,fd={server.fileno()},rootmode=40000,user_id=0,group_id=0"
+        argv = ["mount", "-i", "-t", "fuse", "-o", options, "127.0.0.2:/apps", str(machine.real("/apps"))]
+        subprocess.run(argv, check=True, pass_fds=(server.fileno(),))
+        yield server
+
+
+def shown(machine: Machine) -> str:
+    return machine.real("/apps/from").read_text().strip()
+
+
+def test_an_export_is_mounted_where_nothing_was(machine: Machine, client: None) -> None:
+    assert not OLD.is_satisfied(machine)
+    OLD.apply(machine)
+    assert OLD.is_satisfied(machine)
+    assert shown(machine) == "127.0.0.2:/apps"
+
+
+def test_another_export_takes_the_place_of_the_old_one(machine: Machine, client: None) -> None:
+    OLD.apply(machine)
+    with machine.real("/apps/from").open() as held:
+        assert not NEW.is_satisfied(machine)
+        NEW.apply(machine)
+        assert held.read().strip() == "127.0.0.2:/apps"  # what runs from it goes on
+    assert NEW.is_satisfied(machine)
+    assert shown(machine) == "127.0.0.3:/apps"
+    assert mounted_below(machine.root) == [str(machine.real("/apps"))]
+    assert machine.real("/run/bootagent/nfs").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("server", ["127.0.0.4", "new.invalid"])
+def test_the_old_export_stays_when_the_new_one_cannot_be_mounted(machine: Machine, client: None, server: str) -> None:
+    OLD.apply(machine)
+    with pytest.raises(MachineError, match=r"127\.0\.0\.2:/apps stays mounted at /apps: .*could not be mounted"):
+        replace(NEW, server=server, within=1.0).apply(machine)
+    assert OLD.is_satisfied(machine)
+    assert shown(machine) == "127.0.0.2:/apps"
+    assert mounted_below(machine.root) == [str(machine.real("/apps"))]
+
+
+def test_what_a_killed_run_left_aside_is_no_obstacle(machine: Machine, client: None) -> None:
+    OLD.apply(machine)
+    aside = machine.real("/run/bootagent/nfs/%2Fapps")
+    aside.mkdir(parents=True)
+    mount("127.0.0.9:/apps", aside)
+    NEW.apply(machine)
+    assert mounted_below(machine.root) == [str(machine.real("/apps"))]
+
+
+def test_what_is_not_nfs_is_left_alone(machine: Machine, client: None) -> None:
+    mount("other", machine.real("/apps"))
+    with pytest.raises(BootagentError, match=r"other \(tmpfs\) is mounted at /apps"):
+        OLD.apply(machine)
+    assert mounted_below(machine.root) == [str(machine.real("/apps"))]
+
+
+def test_a_silent_server_is_told_and_its_mount_left_alone(machine: Machine, server: FileIO) -> None:
+    start = time.monotonic()
+    with pytest.raises(MachineError, match="is mounted at /apps, and the server is silent"):
+        replace(OLD, within=1.0).is_satisfied(machine)
+    assert time.monotonic() - start < 30
+    assert mounted_below(machine.root) == [str(machine.real("/apps"))]
+
+
+def test_a_mount_that_answers_with_errors_is_mounted_anew(machine: Machine, server: FileIO) -> None:
+    server.close()
+    assert not OLD.is_satisfied(machine)
+    OLD.apply(machine)
+    assert OLD.is_satisfied(machine)
+    assert shown(machine) == "127.0.0.2:/apps"
