@@ -74,7 +74,7 @@ def strays(
     for volume in loose:
         if volume.id not in needed and (why := _why_stray(volume, living, instance_id)):
             found.append(_stray_volume(volume, why))
-    return [*found, *(_stray_snapshot(one) for one in _old_snapshots(region))]
+    return [*found, *(_stray_snapshot(one) for one in _old_snapshots(calls, region))]
 
 
 def delete(machine: Machine, region: str | None, found: Iterable[Stray]) -> list[Removal]:
@@ -145,13 +145,18 @@ def _stray_volume(volume: Volume, why: str) -> Stray:
 # --- snapshots -----------------------------------------------------------------------------------------------
 
 
-def _old_snapshots(region: str | None) -> list[Snapshot]:
-    """Of each series what the next snapshot would prune: the newest says how many stay."""
+def _old_snapshots(calls: Calls, region: str | None) -> list[Snapshot]:
+    """Of each series what the next snapshot of one of its volumes would prune: the newest says how many stay."""
     series: dict[str, list[Snapshot]] = {}
     for one in snapshots.with_tag_key(region, owner.SERIES):  # newest first
         series.setdefault(one.tags[owner.SERIES], []).append(one)
-    old = [one for members in series.values() for one in snapshots.surplus(members, _keep(members[0]))]
-    return sorted(old, key=lambda one: (one.started, one.id))
+    old: dict[str, Snapshot] = {}
+    for members in series.values():
+        living = {found for found in {one.volume_id for one in members} if found and calls.volume(found)}
+        for volume_id in (*living,) or (None,):
+            line = snapshots.continued(members, volume_id, living)
+            old |= {one.id: one for one in snapshots.surplus(line, _keep(line[0]))}
+    return sorted(old.values(), key=lambda one: (one.started, one.id))
 
 
 def _keep(newest: Snapshot) -> int:

@@ -35,7 +35,7 @@ def refuse_xen(machine: Machine) -> None:
         )
 
 
-def find(machine: Machine, volume_id: str, asked: str | None = None) -> Path | None:
+def find(machine: Machine, volume_id: str) -> Path | None:
     """The real path of the block device that is the volume; None while it is not there."""
     for entry in _entries(machine):
         node = machine.real("/dev") / entry.name
@@ -44,7 +44,7 @@ def find(machine: Machine, volume_id: str, asked: str | None = None) -> Path | N
     return None
 
 
-def verify(machine: Machine, device: Path, volume_id: str, asked: str | None = None) -> None:
+def verify(machine: Machine, device: Path, volume_id: str) -> None:
     """Read the serial again: to be called right before what cannot be undone.
 
     Raises MachineError when it is another volume's, or cannot be read, or when the node is not that device's.
@@ -59,14 +59,14 @@ def verify(machine: Machine, device: Path, volume_id: str, asked: str | None = N
         raise MachineError(f"{device} is not the device that /sys/block/{device.name} tells of")
 
 
-def wait(machine: Machine, volume_id: str, within: float, asked: str | None = None) -> Path:
+def wait(machine: Machine, volume_id: str, within: float) -> Path:
     """The device of a volume, waited for: EC2 says attached before the kernel has seen it.
 
     Raises MachineError after ``within`` seconds.
     """
     start = time.monotonic()
     told = False
-    while (device := find(machine, volume_id, asked)) is None:
+    while (device := find(machine, volume_id)) is None:
         waited = time.monotonic() - start
         if waited > within:
             raise MachineError(

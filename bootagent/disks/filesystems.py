@@ -107,9 +107,7 @@ def places(size: int) -> list[int]:
 # --- making and growing filesystems --------------------------------------------------------------------------
 
 
-def make_filesystem(
-    machine: Machine, device: Path, volume_id: str, filesystem: str, *, asked: str | None = None
-) -> None:
+def make_filesystem(machine: Machine, device: Path, volume_id: str, filesystem: str) -> None:
     """Make a filesystem, xfs or ext4, on the volume's device, which must be blank; that is proven here.
 
     Raises BootagentError when it is not blank, MachineError when it is not the volume or mkfs fails.
@@ -121,7 +119,7 @@ def make_filesystem(
                 f"{volume_id} ({device}) is not blank, so no filesystem is made on it: {reason}",
                 remedy="make one by hand if nothing on it is needed, or let a new volume be made",
             )
-        disks.verify(machine, device, volume_id, asked)
+        disks.verify(machine, device, volume_id)
         # Not killed with us: a filesystem that is half made is not blank and cannot be mounted, ever.
         process = machine.start(
             [*_MAKERS[filesystem], "--", device], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, own_group=True

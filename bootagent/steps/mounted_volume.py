@@ -53,7 +53,7 @@ class MountedVolume:
     def is_satisfied(self, machine: Machine) -> bool:
         """Whether it is mounted in both places from the device with the volume's serial, and all is written down."""
         record = records.load(machine, self.record)
-        device = disks.find(machine, record.volume_id, record.device) if record and record.volume_id else None
+        device = disks.find(machine, record.volume_id) if record and record.volume_id else None
         if record is None or device is None:
             return False
         mounted = mounts.at(machine, self.mountpoint)
@@ -72,7 +72,7 @@ class MountedVolume:
         """
         deadline = time.monotonic() + self.within
         record = self._attached(machine)
-        device = disks.wait(machine, record.volume_id or "", self.within, record.device)
+        device = disks.wait(machine, record.volume_id or "", self.within)
         self._refuse_strangers(machine, device)
         self._refuse_movable(machine)
         self._fstab_is_so(machine, device, self.filesystem)  # raises what would stop us later
@@ -106,7 +106,7 @@ class MountedVolume:
             return mounted[0].filesystem
         if record.blank:  # a mkfs of a run that was killed goes on
             disks.wait_until_free(machine, device, self.within)
-        disks.verify(machine, device, record.volume_id or "", record.device)
+        disks.verify(machine, device, record.volume_id or "")
         found = filesystems.content(machine, device)
         if found.filesystem:
             return found.filesystem
@@ -117,7 +117,7 @@ class MountedVolume:
             )
         if not (self.format and record.blank):
             raise self._unformatted(machine, record, device)
-        filesystems.make_filesystem(machine, device, record.volume_id or "", self.filesystem, asked=record.device)
+        filesystems.make_filesystem(machine, device, record.volume_id or "", self.filesystem)
         machine.tell(Note("filesystem made", {"volume": record.volume_id, "filesystem": self.filesystem}))
         return self.filesystem
 
@@ -169,7 +169,7 @@ class MountedVolume:
     def _mount_at(
         self, machine: Machine, point: str, record: Record, device: Path, filesystem: str, deadline: float
     ) -> None:
-        disks.verify(machine, device, record.volume_id or "", record.device)
+        disks.verify(machine, device, record.volume_id or "")
         try:
             mounts.mount(machine, device, point, filesystem, self._options(filesystem), _left(deadline))
         except MachineError as error:

@@ -151,6 +151,17 @@ def test_snapshots_that_the_next_one_would_prune(cloud: Cloud, volumes: Disks, m
     assert (found[0].kind, found[0].purpose, found[0].size_gib) == ("snapshot", "Name=cp", 1)
 
 
+def test_snapshots_of_two_volumes_that_are_there_are_counted_apart(
+    cloud: Cloud, volumes: Disks, machine: HearingMachine
+) -> None:
+    tags = {SERIES: "Name=cp", KEEP: "1"}
+    gone, first, second = (made(cloud, volumes, {}) for _ in range(3))
+    taken = [snapshot_of(cloud, volumes, origin, tags) for origin in (gone, first, second, second)]
+    cloud.api.ec2(cloud.region).delete_volume(VolumeId=gone)
+    until(lambda: gone not in volumes.volumes)
+    assert [one.id for one in strays(machine, cloud.region)] == [taken[0], taken[2]]
+
+
 def test_strays_are_deleted_and_what_is_in_use_is_told(cloud: Cloud, volumes: Disks, machine: HearingMachine) -> None:
     origin = made(cloud, volumes, {})
     first, second, third = (snapshot_of(cloud, volumes, origin, {SERIES: "Name=cp", KEEP: "1"}) for _ in range(3))
