@@ -137,8 +137,9 @@ def test_first_boot_waits_for_metadata_for_tags_and_for_s3(scene: Scene, systemd
         assert ran.code == 75, ran.out
         assert vm.check("systemctl", "is-active", "multi-user.target").strip() == "active"  # it blocks nobody
         scene.cloud.set_tag("Role", "web")
-        until(lambda: status(vm)["exit_code"] == 1, "a failed run")
-        assert "cannot read s3://deploys/web/staging.json" in vm.run("bootagent", "status").out
+        said = "cannot read s3://deploys/web/staging.json"  # on a busy host, metadata may be too slow for a run or two
+        until(lambda: said in vm.run("bootagent", "status").out, "a run that got as far as S3 and failed")
+        assert status(vm)["exit_code"] == 1
         scene.wire.up()
         wait_for_version(vm, "one")
         assert status(vm)["exit_code"] == 0
