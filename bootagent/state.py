@@ -69,6 +69,10 @@ class AppState:
         """Whether a release is good, or somebody else's business."""
         return name not in self.releases or self.releases[name].state == "good"
 
+    def has_failed(self, revision: str) -> bool:
+        """Whether a release made of a revision failed its activation."""
+        return any(one.state == "bad" and one.revision == revision for one in self.releases.values())
+
     def is_bad(self, name: str | None) -> bool:
         """Whether a release failed its activation."""
         return name is not None and name in self.releases and self.releases[name].state == "bad"

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from bootagent import aws, mounts, plan, records, release, servicedir, sources
+from bootagent import aws, mounts, nfs, plan, records, release, servicedir, sources
 from bootagent.config import document, quantities, resolve
 from bootagent.config.document import Document
 from bootagent.config.model import App, Config, DataVolume, EbsSource, GitSource, NfsSource
@@ -126,7 +126,7 @@ def _volumes(machine: Machine, app: App) -> tuple[str, ...]:
 def _refuse_silence(machine: Machine, path: str) -> None:
     """Raise MachineError when a directory is on an NFS server that is dead: this process would hang with it."""
     real = Path(mounts.place(machine, path))
-    remote = {mount.point for mount in mounts.table() if mount.filesystem in ("nfs", "nfs4")}
+    remote = {mount.point for mount in mounts.table() if nfs.is_nfs(mount)}
     if any(str(place) in remote for place in (real, *real.parents)):
         mounts.probe(machine, path if mounts.at(machine, path) else str(PurePosixPath(path).parent), PROBE_SECONDS)
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from bootagent.config.model import App, Config, Runit
 from bootagent.errors import BootagentError
-from bootagent.plan import in_place, parts, staged
+from bootagent.plan import in_place, parts, staged, volumes
 from bootagent.plan.attachments import Attachment, attachments
 from bootagent.plan.lane import DEPLOYING, PHASES, Intent, Known, Lane, Moment, Phase, Plan
 from bootagent.plan.staged import previous
@@ -82,7 +82,7 @@ def stop(services: Sequence[ToStop], reason: str) -> Plan:
 
 def _retire(runit: Runit, app: str, moment: Moment) -> Lane:
     # First of all: what this role does not run must not hold a port that it needs.
-    steps = (parts.no_services(runit, app), *parts.retired_volumes(app, moment, keep=()))
+    steps = (parts.no_services(runit, app), *volumes.retired_volumes(app, moment, keep=()))
     return Lane(app=app, intent="retire", steps={"stage": steps}, reason="the role does not run it")
 
 

@@ -5,6 +5,8 @@ There is nothing to stage and no link of ours to switch. A release goes by the n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from bootagent.config.model import App, Config, EbsSource
 from bootagent.errors import BootagentError
 from bootagent.plan import parts, volumes
@@ -23,7 +25,7 @@ def lane(config: Config, app: App, known: Known, moment: Moment) -> Lane:
     if isinstance(revision, BootagentError):
         return _unread(config, app, known, standing, moment, str(revision))
     label = short(revision.label)
-    failed = any(one.state == "bad" and one.revision == revision.id for one in state.releases.values())
+    failed = state.has_failed(revision.id)
     if standing and state.revision_of(standing) == revision.id:
         return _keep(config, app, known, standing, moment, reason=f"{label} is what was deployed last")
     if failed and standing and isinstance(app.source, EbsSource) and not moment.retry:
@@ -89,17 +91,10 @@ def _keep(
     config: Config, app: App, known: Known, standing: str, moment: Moment, *, reason: str, degraded: bool = False
 ) -> Lane:
     record = known.state.releases[standing]
-    steps: dict[Phase, tuple[Step, ...]] = {"serve": (parts.services(config, app, record.revision),)}
-    if isinstance(app.source, EbsSource):
-        steps["stage"] = (volumes.attached(app, app.source, standing, record.revision, moment),)
-        steps["activate"] = (volumes.shown(app, app.source, standing),)
-        steps["retire"] = volumes.retired_volumes(app.name, moment, keep=(standing,))
-    else:
-        steps["stage"] = (_copied_scripts(app),)
     return Lane(
         app=app.name,
         intent="keep",
-        steps=steps,
+        steps=_steps(config, app, standing, record.revision, moment),
         release=standing,
         revision=record.revision,
         label=record.label,
@@ -114,24 +109,32 @@ def _deploy(
 ) -> Lane:
     name = _name(app, revision)
     left = parts.leave_behind(config, app, known, moment)
-    steps: dict[Phase, tuple[Step, ...]] = {"serve": (parts.services(config, app, revision.id),)}
-    if isinstance(app.source, EbsSource):
-        steps["stage"] = (*left, volumes.attached(app, app.source, name, revision.id, moment))
-        steps["activate"] = (volumes.shown(app, app.source, name),)
-        steps["retire"] = volumes.retired_volumes(app.name, moment, keep=(name,))
-    else:
-        steps["stage"] = (*left, _copied_scripts(app))
     fallback = standing if standing != name and isinstance(app.source, EbsSource) else None
     return Lane(
         app=app.name,
         intent="deploy",
-        steps=steps,
+        steps=_steps(config, app, name, revision.id, moment, first=left),
         release=name,
         revision=revision.id,
         label=revision.label,
         fallback=fallback,
         reason=reason,
     )
+
+
+def _steps(
+    config: Config, app: App, name: str, revision: str, moment: Moment, *, first: Sequence[Step] = ()
+) -> dict[Phase, tuple[Step, ...]]:
+    """What has the app run the release ``name``, wherever it stands; ``first`` comes before all."""
+    serve = (parts.services(config, app, revision),)
+    if not isinstance(app.source, EbsSource):
+        return {"stage": (*first, _copied_scripts(app)), "serve": serve}
+    return {
+        "stage": (*first, volumes.attached(app, app.source, name, revision, moment)),
+        "activate": (volumes.shown(app, app.source, name),),
+        "serve": serve,
+        "retire": volumes.retired_volumes(app.name, moment, keep=(name,)),
+    }
 
 
 def _name(app: App, revision: Revision) -> str:

@@ -6,7 +6,7 @@ from bootagent.config.model import App, Check, Config, EbsSource, NfsSource, Run
 from bootagent.ebs.snapshots import Snapshot
 from bootagent.git_repository import Commit
 from bootagent.plan.lane import Known, Moment
-from bootagent.plan.volumes import is_on_volumes, is_snapshot, of_another_kind, restored, retired_volumes
+from bootagent.plan.volumes import is_on_volumes, of_another_kind, restored, retired_volumes
 from bootagent.pull.bundle import Bundle, Limits
 from bootagent.sources import Content, Tree
 from bootagent.steps.base import Step
@@ -19,8 +19,6 @@ from bootagent.steps.shared_file import SharedFile
 from bootagent.steps.staged_bundle import StagedBundle
 from bootagent.steps.staged_commit import StagedCommit
 from bootagent.steps.staged_copy import StagedCopy
-
-__all__ = ["is_on_volumes", "is_snapshot", "restored", "retired_volumes"]
 
 MARKERS = "/var/lib/bootagent/prepared"
 SCRIPTS = "/run/bootagent/scripts"

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from bootagent.config.model import App, Config
 from bootagent.errors import BootagentError
-from bootagent.plan import parts
+from bootagent.plan import parts, volumes
 from bootagent.plan.lane import Known, Lane, Moment, Phase
 from bootagent.release import Layout, is_name, new_name, short
 from bootagent.sources import Baked, Revision
@@ -63,7 +63,7 @@ def lane(config: Config, app: App, known: Known, moment: Moment) -> Lane:
     if begun := _begun(state, revision, moment):
         return _deploy(config, app, known, revision, begun, moment, "finish what an earlier run began")
     made_of_it = standing is not None and state.revision_of(standing) == revision.id
-    failed = any(one.state == "bad" and one.revision == revision.id for one in state.releases.values())
+    failed = state.has_failed(revision.id)
     if made_of_it or failed or revision.id == state.revision:
         gone = (
             current is None
@@ -88,7 +88,7 @@ def _unread(config: Config, app: App, known: Known, standing: str | None, moment
     baked, state = known.fallback, known.state
     if baked:
         begun = _begun(state, baked, moment)
-        failed = any(one.state == "bad" and one.revision == baked.id for one in state.releases.values())
+        failed = state.has_failed(baked.id)
         if begun or (standing is None and not failed):
             name = begun or _new_name(known, moment)
             said = f"{reason}; until it can be read, what the image holds serves"
@@ -180,7 +180,7 @@ def _deploy(config: Config, app: App, known: Known, revision: Revision, name: st
         "activate": (parts.current(app, name, log),),
         "serve": (parts.services(config, app, name),),
     }
-    if parts.is_on_volumes(app):
+    if volumes.is_on_volumes(app):
         steps["retire"] = _let_go(app, known, moment, name)
     return Lane(
         app=app.name,
@@ -205,8 +205,8 @@ def _keep(
     record = known.state.releases.get(standing)
     stage = list(_prune(app, known, moment, making=None))
     if record:
-        on_volume = parts.is_on_volumes(app) and parts.is_snapshot(record.revision)
-        there = parts.restored(app, standing, record.revision, moment) if on_volume else []
+        on_volume = volumes.is_on_volumes(app) and volumes.is_snapshot(record.revision)
+        there = volumes.restored(app, standing, record.revision, moment) if on_volume else []
         stage = [*parts.shared(app, moment), *stage, *there, *parts.links(app, standing, fresh=False)]
     else:
         reason = f"release {standing} was put there by someone else; {reason}"
@@ -244,17 +244,17 @@ def _prune(app: App, known: Known, moment: Moment, making: str | None) -> tuple[
     others = sorted(present - protected - abandoned)
     by_age = [name for name in others if state.is_bad(name)] + [name for name in others if not state.is_bad(name)]
     total = len(present - abandoned | ({making} if making else set()))
-    if parts.is_on_volumes(app):
+    if volumes.is_on_volumes(app):
         doomed = sorted({*(name for name in by_age if name in state.releases), *abandoned})
         keep = tuple(sorted({*present, *((making,) if making else ())} - set(doomed)))
-        return (*parts.retired_volumes(app.name, moment, keep=keep), _pruned(app, doomed))
+        return (*volumes.retired_volumes(app.name, moment, keep=keep), _pruned(app, doomed))
     return (_pruned(app, sorted({*by_age[: max(0, total - app.keep_releases)], *abandoned})),)
 
 
 def _let_go(app: App, known: Known, moment: Moment, name: str) -> tuple[Step, ...]:
     """What only the release before this one needed, once this one serves."""
     ours = sorted({*known.state.releases} & {*known.layout.releases} - {name})
-    return (*parts.retired_volumes(app.name, moment, keep=(name,)), _pruned(app, ours))
+    return (*volumes.retired_volumes(app.name, moment, keep=(name,)), _pruned(app, ours))
 
 
 def _pruned(app: App, doomed: Sequence[str]) -> Step:
