@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import errno
 import os
-import re
 import shutil
 import stat
 import subprocess
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 from bootagent.errors import MachineError
+from bootagent.sandbox.scratch import mounts_below
 
 MODEL = "Amazon Elastic Block Store"
 #: The length of a serial number in the NVMe Identify Controller data; shorter ones are padded with blanks.
@@ -100,7 +100,7 @@ class LoopHost:
         """Unmount everything below the root, as a machine does that is switched off; what is busy goes later."""
         for point in reversed(mounts_below(self.root)):
             with contextlib.suppress(MachineError):  # it may have gone together with another
-                _ran("umount", "--lazy", "--", point)
+                _ran("umount", "--lazy", "--", str(point))
 
     def close(self) -> None:
         """Halt, and give every loop device back; one that a process still holds goes with the process."""
@@ -142,16 +142,6 @@ class LoopHost:
 def serial(volume_id: str) -> str:
     """The serial number of a volume's disk: its id without the hyphen (Amazon EBS User Guide)."""
     return volume_id.replace("-", "", 1)
-
-
-def mounts_below(root: Path) -> list[str]:
-    """The mountpoints below a directory, in the order of mounting, as this thread's namespace has them."""
-    found = []
-    for line in Path("/proc/thread-self/mountinfo").read_text().splitlines():
-        point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), line.split(" ")[4])
-        if point.startswith(f"{root}/"):
-            found.append(point)
-    return found
 
 
 def private_mounts() -> None:

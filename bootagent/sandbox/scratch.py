@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from bootagent import mounts
 from bootagent.errors import BootagentError, UsageError
 
 
@@ -59,11 +59,8 @@ def clear(root: Path) -> None:
 
 
 def mounts_below(root: Path) -> list[Path]:
-    """The mount points at or below ``root``, in the order they were mounted, from /proc/self/mountinfo."""
+    """The mount points at or below ``root``, in the order they were mounted, as this thread's namespace has them."""
     real = root.resolve()
-    points = [Path(_unescaped(line.split()[4])) for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    text = Path("/proc/thread-self/mountinfo").read_text(errors="surrogateescape")
+    points = [Path(mount.point) for mount in mounts.parse(text)]
     return [point for point in points if point == real or real in point.parents]
-
-
-def _unescaped(text: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)

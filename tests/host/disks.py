@@ -19,10 +19,14 @@ from pathlib import Path
 
 import pytest
 
+from bootagent.disks import filesystems
 from bootagent.sandbox import loop_host
 from bootagent.sandbox.cloud import Cloud
 from bootagent.sandbox.disks import Disks
 from bootagent.sandbox.loop_host import LoopHost
+
+#: The one disk of a test that needs no other.
+VOLUME = "vol-0123456789abcdef0"
 
 
 @pytest.fixture(scope="session")
@@ -52,3 +56,19 @@ def disks(private_mounts: None, cloud: Cloud, loops: LoopHost, volumes_directory
     """EBS for ``cloud``: see :class:`Disks` for ``snapshot_of``, ``volumes``, ``faults``, ``timing``."""
     with Disks(cloud, loops, volumes_directory) as running:
         yield running
+
+
+def disk(directory: Path, size_mib: int, name: str = "disk") -> Path:
+    """A file of zeros to be a disk."""
+    path = directory / name
+    path.touch()
+    os.truncate(path, size_mib * filesystems.MIB)
+    return path
+
+
+def plug(host: LoopHost, file: Path, volume_id: str = VOLUME) -> Path:
+    """Let a disk arrive; the real path of its node."""
+    host.plug(volume_id, file, "/dev/sdf")
+    node = host.node(volume_id)
+    assert node is not None
+    return node

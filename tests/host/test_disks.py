@@ -18,10 +18,11 @@ from bootagent.disks.filesystems import Content
 from bootagent.errors import BootagentError, MachineError
 from bootagent.machine import Machine, Note, Transfer
 from bootagent.sandbox.loop_host import LoopHost
+from tests.host.disks import VOLUME, disk, plug
 
 pytest_plugins = ("tests.host.disks",)
 
-ONE, OTHER = "vol-0123456789abcdef0", "vol-0123456789abcdef1"
+ONE, OTHER = VOLUME, "vol-0123456789abcdef1"
 #: mkfs.xfs makes nothing smaller.
 XFS_MIB = 300
 
@@ -37,22 +38,6 @@ def host(private_mounts: None, machine_root: Path) -> Iterator[LoopHost]:
 @pytest.fixture
 def machine(host: LoopHost) -> Machine:
     return Machine(host.root)
-
-
-def disk(directory: Path, size_mib: int, name: str = "disk") -> Path:
-    """A file of zeros to be a disk."""
-    path = directory / name
-    path.touch()
-    os.truncate(path, size_mib * filesystems.MIB)
-    return path
-
-
-def plug(host: LoopHost, file: Path, volume_id: str = ONE) -> Path:
-    """Let a disk arrive; the real path of its node."""
-    host.plug(volume_id, file, "/dev/sdf")
-    node = host.node(volume_id)
-    assert node is not None
-    return node
 
 
 # --- which device --------------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from botocore.exceptions import ClientError
 
 from bootagent.sandbox.cloud import Cloud
 from bootagent.sandbox.disks import Disks
-from bootagent.sandbox.loop_host import LoopHost, mounts_below, serial
+from bootagent.sandbox.loop_host import LoopHost, serial
+from bootagent.sandbox.scratch import mounts_below
 from tests.host.volumes import ZONE, available, code_of, plugged, until
 
 if TYPE_CHECKING:
