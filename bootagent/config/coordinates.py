@@ -33,6 +33,15 @@ FIELDS: Fields = {
     ("source", "fallback", "path"): True,
     ("source", "snapshot", "*"): False,
     ("linked_files", "*", "from"): True,
+    ("environment", "path"): True,
+    ("environment", "url"): True,
+    ("environment", "ref"): False,
+    ("environment", "key"): True,
+    ("environment", "layers", "*"): True,
+    ("secrets", "*"): True,
+    ("secrets", "*", "from"): True,
+    ("services", "*", "secrets", "*"): True,
+    ("services", "*", "secrets", "*", "from"): True,
     ("services", "*", "env", "*"): False,
     ("services", "*", "check", "http"): True,
     ("services", "*", "check", "tcp"): True,
@@ -43,6 +52,16 @@ VOLUME_FIELDS: Fields = {
     ("tags", "*"): False,
     ("snapshot", "*"): False,
 }
+#: The same in a role's traffic.
+TRAFFIC_FIELDS: Fields = {
+    ("elastic_ip", "allocation"): True,
+    ("elastic_ip", "tags", "*"): False,
+    ("target_groups", "*"): True,
+    ("target_groups", "*", "group"): True,
+    ("load_balancers", "*"): True,
+}
+#: The same in what the lifecycle hooks want.
+LIFECYCLE_FIELDS: Fields = {("diagnosis",): True}
 
 
 def names_in(text: str) -> list[str]:

@@ -75,11 +75,17 @@ class GitSource:
 
 @dataclass(frozen=True)
 class ImageSource:
-    """What the image holds: the tree at ``path``; None: the releases that ``deploy_to`` has already."""
+    """What the image holds: the tree at ``path``; None: the releases that ``deploy_to`` has already.
+
+    Without ``copy`` the services run in ``deploy_to`` itself, which is no place of releases.
+    """
 
     path: str | None
+    copy: bool = True
 
     def __str__(self) -> str:
+        if not self.copy:
+            return "the image itself"
         return f"the image's {self.path}" if self.path else "what the image holds"
 
 
@@ -128,8 +134,60 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Secret:
+    """Values for the environment that are kept elsewhere.
+
+    ``origin`` is ``ssm:PATH`` (every parameter below it, when it ends in a slash) or ``secretsmanager:NAME[#KEY]``.
+    ``name`` is the variable; None: the parameters', or keys', own names.
+    """
+
+    name: str | None
+    origin: str
+
+
+@dataclass(frozen=True)
+class EnvironmentTree:
+    """Directories as ``chpst -e`` reads them: ``layers``, then ``APP/`` and ``APP/SERVICE/``; the inner wins.
+
+    ``path`` is where they are: absolute in the image, relative in the release, or in the repository ``git``.
+    """
+
+    path: str
+    git: GitSource | None
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ProcessLimits:
+    """What each process of a service may have: setrlimit(2). Sizes in bytes; None: as it is."""
+
+    memory: int | None = None
+    open_files: int | None = None
+    processes: int | None = None
+    core: int | None = None
+    file_size: int | None = None
+
+
+@dataclass(frozen=True)
+class Cgroup:
+    """What a service may have as a whole. ``memory`` in bytes, ``cpus`` in processors' time; None: as it is."""
+
+    memory: int | None = None
+    cpus: float | None = None
+    processes: int | None = None
+
+
+Runtime = Literal["auto", "asdf", "mise", "none"]
+
+
+@dataclass(frozen=True)
 class Service:
-    """A service as configured. ``command`` None: the release's own service directory of this name. Times in seconds."""
+    """A service as configured. ``command`` None: the release's own service directory of this name. Times in seconds.
+
+    ``after`` are services, as ``APP.SERVICE``, that must be healthy first. ``directory`` is where it runs: absolute, or
+    below current. ``reload`` is the signal that has it take up a new release; None: it is restarted. ``stop`` is run
+    before it is told to end. ``umask`` is in octal digits.
+    """
 
     name: str
     command: tuple[str, ...] | None
@@ -140,6 +198,16 @@ class Service:
     stable_for: float
     stop_within: float
     check: Check
+    after: tuple[str, ...] = ()
+    secrets: tuple[Secret, ...] = ()
+    runtime: Runtime = "auto"
+    wrapper: tuple[str, ...] = ()
+    directory: str = ""
+    umask: str | None = None
+    limits: ProcessLimits = ProcessLimits()
+    cgroup: Cgroup | None = None
+    reload: Literal["HUP", "USR1", "USR2"] | None = None
+    stop: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -158,6 +226,8 @@ class App:
 
     ``unnamed`` stands for any service of a release that is not among ``services``; its name is "*", in its log too.
     ``only`` narrows the services by name; None means all. ``fallback`` is what serves when nothing can be fetched.
+    ``after`` are apps whose services must be healthy before this one's are started. ``stop`` is the hook for when they
+    are stopped for good; ``hooks_within`` is in seconds.
     """
 
     name: str
@@ -170,12 +240,15 @@ class App:
     linked_dirs: tuple[str, ...]
     keep_releases: int
     prepare: tuple[str, ...] | None
-    prepare_within: float
+    hooks_within: float
     release_services: str
     services: tuple[Service, ...]
     unnamed: Service
     only: tuple[str, ...] | None
     limits: Limits
+    after: tuple[str, ...] = ()
+    environment: EnvironmentTree | None = None
+    stop: tuple[str, ...] | None = None
 
     @property
     def in_place(self) -> bool:
@@ -185,6 +258,8 @@ class App:
                 return not copy
             case EbsSource(holds=holds):
                 return holds == "deploy_to"
+            case ImageSource(copy=copy):
+                return not copy
         return False
 
 
@@ -197,11 +272,73 @@ class Runit:
 
 
 @dataclass(frozen=True)
+class ElasticIp:
+    """An elastic IP by its allocation id, or any free one of those with ``tags``."""
+
+    allocation: str | None
+    tags: Tags
+
+
+@dataclass(frozen=True)
+class TargetGroup:
+    """A target group, by name or ARN; ``port`` None: the group's own."""
+
+    group: str
+    port: int | None
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """How traffic reaches an instance. ``load_balancers`` are classic ones; times in seconds.
+
+    ``within``: until the address is ours and the balancers find the node healthy; ``drain_within``: until they have let
+    it go.
+    """
+
+    elastic_ip: ElasticIp | None
+    target_groups: tuple[TargetGroup, ...]
+    load_balancers: tuple[str, ...]
+    within: float
+    drain_within: float
+
+
+@dataclass(frozen=True)
+class Lifecycle:
+    """The autoscaling group's lifecycle hooks, by name, that the agent answers; times in seconds.
+
+    ``diagnosis`` is an s3:// URL, a prefix.
+    """
+
+    launching: str | None
+    terminating: str | None
+    sustained: float
+    give_up_after: float
+    on_failure: Literal["abandon", "stay"]
+    diagnosis: str | None
+
+
+@dataclass(frozen=True)
+class Telling:
+    """Who is told how a run ended, beside the log and the state; ``metrics`` is a file for Prometheus."""
+
+    console: bool = True
+    tags: bool = False
+    metrics: str | None = None
+
+
+@dataclass(frozen=True)
 class Config:
-    """What this instance is to be."""
+    """What this instance is to be. ``mode`` is None where the configuration knows no modes.
+
+    Where the mode says what to run and no role is told, ``role`` is the mode's name.
+    """
 
     role: str
     environment: str | None
     apps: tuple[App, ...]
     volumes: tuple[DataVolume, ...]
     runit: Runit
+    mode: str | None = None
+    traffic: Traffic | None = None
+    lifecycle: Lifecycle | None = None
+    telling: Telling = Telling()

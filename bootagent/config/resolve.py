@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from bootagent.config import coordinates, rules, schema, sources
+from bootagent.config import choice, coordinates, order, rules, schema, services, sources
+from bootagent.config.choice import Choice
 from bootagent.config.document import Document
-from bootagent.config.model import App, Check, Config, Limits, LinkedFile, Runit, Service
+from bootagent.config.model import App, Config, Limits, LinkedFile, Runit, Service
 from bootagent.config.quantities import seconds, size
 from bootagent.errors import ConfigError, Problem
 
@@ -27,7 +28,7 @@ def validate(document: Document) -> Document:
         found = list(rules.check(tables))
     if found:
         raise ConfigError([document.problem(path, sentence) for path, sentence in found])
-    return dataclasses.replace(document, tables=tables)
+    return replace(document, tables=tables)
 
 
 def metadata_within(document: Document) -> float:
@@ -47,64 +48,66 @@ def default_tags(document: Document) -> Mapping[str, str]:
 
 
 def required_tags(document: Document, tags: Mapping[str, str]) -> set[str]:
-    """The tag keys that must be there, given those seen so far: the role first, then what its apps interpolate."""
+    """The tag keys that must be there, given those seen so far: what says what to run, then what is interpolated."""
     keys = document.tables["tags"]
-    required = {keys["role"], *keys["required"]}
-    role = document.tables["roles"].get(tags.get(keys["role"], ""))
+    required = {*choice.needed(document, tags), *keys["required"]}
+    apps, role = choice.seen(document, tags)
+    texts = [text for name in apps for _, text in coordinates.texts(_app_table(document, name))]
+    if lifecycle := document.tables.get("lifecycle"):
+        texts += [text for _, text in coordinates.texts(lifecycle, coordinates.LIFECYCLE_FIELDS)]
     if role:
-        texts = [
-            text for name in _app_names(document, role) for _, text in coordinates.texts(_app_table(document, name))
-        ]
+        texts += [text for _, text in coordinates.texts(role.get("traffic", {}), coordinates.TRAFFIC_FIELDS)]
         for volume in role["volumes"].values():
             texts += [text for _, text in coordinates.texts(volume, coordinates.VOLUME_FIELDS)]
-        for found in (name for text in texts for name in coordinates.names_in(text)):
-            if found == "environment":
-                required.add(keys["environment"])
-            elif found.startswith("tag:"):
-                required.add(found.removeprefix("tag:"))
+    for found in (name for text in texts for name in coordinates.names_in(text)):
+        if found == "environment":
+            required.add(keys["environment"])
+        elif found.startswith("tag:"):
+            required.add(found.removeprefix("tag:"))
     return required
 
 
 def resolve(document: Document, facts: Mapping[str, str], tags: Mapping[str, str]) -> Config:
-    """Choose the role and fill in its apps. ``facts``: the coordinates other than role, environment and tags.
+    """Choose what to run and fill it in. ``facts``: the coordinates other than role, environment and tags.
 
-    Raises ConfigError for an unknown role and for values that do not fit.
+    Raises ConfigError for an unknown role, mode or service, and for values that do not fit.
     """
     keys = document.tables["tags"]
-    role_name = tags[keys["role"]]
-    role = document.tables["roles"].get(role_name)
-    if role is None:
-        hint = schema.suggestion(role_name, document.tables["roles"])
-        raise ConfigError([document.problem(("roles",), f"no role {role_name!r} (tag {keys['role']}){hint}")])
-    values = {**facts, "role": role_name, "environment": tags.get(keys["environment"], "")}
+    chosen = choice.choose(document, tags)
+    values = {**facts, "role": chosen.role, "environment": tags.get(keys["environment"], "")}
     values |= {f"tag:{key}": value for key, value in tags.items()}
-    wanted: list[str] | None = role.get("services")
     problems: list[Problem] = []
 
     def fill(path: tuple[str, ...], table: Table, fields: coordinates.Fields) -> Table:
         return _filled(document, path, table, fields, values, problems)
 
-    filled = {
-        name: fill(("apps", name), _app_table(document, name), coordinates.FIELDS)
-        for name in _app_names(document, role)
-    }
-    volumes = {
-        name: fill(("roles", role_name, "volumes", name), table, coordinates.VOLUME_FIELDS)
+    filled = {name: fill(("apps", name), _app_table(document, name), coordinates.FIELDS) for name in chosen.apps}
+    role: Table = {"volumes": {}, **(chosen.role_table or {}), "apps": list(chosen.apps)}
+    where = ("roles", chosen.role)
+    role["volumes"] = {
+        name: fill((*where, "volumes", name), table, coordinates.VOLUME_FIELDS)
         for name, table in role["volumes"].items()
     }
-    role = {**role, "volumes": volumes}
+    if "traffic" in role:
+        role["traffic"] = fill((*where, "traffic"), role["traffic"], coordinates.TRAFFIC_FIELDS)
+    lifecycle = document.tables.get("lifecycle")
+    if lifecycle is not None:
+        lifecycle = fill(("lifecycle",), lifecycle, coordinates.LIFECYCLE_FIELDS)
     # The rules hold for what the values make of it, too: two directories may meet only on this instance.
-    found = [] if problems else list(rules.check({"apps": filled, "roles": {role_name: role}}, filled=True))
+    found = [] if problems else list(rules.check({"apps": filled, "roles": {chosen.role: role}}, filled=True))
     problems += [document.problem(path, sentence) for path, sentence in found]
     if problems:
         raise ConfigError(problems)
-    apps = tuple(_app(name, table, wanted) for name, table in filled.items())
     return Config(
-        role=role_name,
+        role=chosen.role,
         environment=tags.get(keys["environment"]),
-        apps=apps,
-        volumes=tuple(sources.data_volume(name, table) for name, table in volumes.items()),
+        apps=tuple(_app(name, table, chosen) for name, table in filled.items()),
+        volumes=tuple(sources.data_volume(name, table) for name, table in role["volumes"].items()),
         runit=Runit(**document.tables["runit"]),
+        mode=chosen.mode,
+        traffic=services.traffic(role.get("traffic")),
+        lifecycle=services.lifecycle(lifecycle),
+        telling=services.telling(document.tables["tell"]),
     )
 
 
@@ -113,16 +116,18 @@ def _app_table(document: Document, name: str) -> Table:
     return table
 
 
-def _app_names(document: Document, role: Table) -> list[str]:
-    return list(document.tables["apps"]) if role["apps"] == "*" else role["apps"]
-
-
-def _app(name: str, table: Table, wanted: list[str] | None) -> App:
+def _app(name: str, table: Table, chosen: Choice) -> App:
     users = {service["user"] for service in table["services"].values() if "user" in service}
     user = table.get("user") or (users.pop() if len(users) == 1 else "nobody")
     group = table.get("group")
     deploy_to = "/" + table["deploy_to"].strip("/")
     hooks, limits = table["hooks"], table["limits"]
+
+    def service(key: str, found: Table) -> Service:
+        made = services.service(name, key, found, table, user, group)
+        # What does not run here is not waited for: in production the database is elsewhere.
+        return replace(made, after=tuple(other for other in made.after if chosen.runs(other)))
+
     return App(
         name=name,
         deploy_to=deploy_to,
@@ -137,45 +142,20 @@ def _app(name: str, table: Table, wanted: list[str] | None) -> App:
         linked_dirs=tuple(table["linked_dirs"]),
         keep_releases=table["keep_releases"],
         prepare=tuple(hooks["prepare"]) if "prepare" in hooks else None,
-        prepare_within=seconds(hooks["within"]),
+        hooks_within=seconds(hooks["within"]),
         release_services=table["release_services"],
-        services=tuple(_service(name, key, service, user, group) for key, service in table["services"].items()),
-        unnamed=_service(name, "*", schema.complete({}, schema.root()["$defs"]["service"]), user, group),
-        only=_narrowed(name, wanted),
+        services=tuple(service(key, found) for key, found in table["services"].items()),
+        unnamed=service("*", schema.complete({}, schema.root()["$defs"]["service"])),
+        only=chosen.services_of(name),
         limits=Limits(
             unpacked=size(limits["unpacked"]),
             files=limits["files"],
             reserve=size(limits["reserve"]),
             within=seconds(limits["within"]),
         ),
-    )
-
-
-def _narrowed(app: str, wanted: list[str] | None) -> tuple[str, ...] | None:
-    if wanted is None:
-        return None
-    pairs = [item.rpartition(".") for item in wanted]
-    return tuple(service for owner, _, service in pairs if owner in ("", app))
-
-
-def _service(app: str, name: str, table: Table, user: str, group: str | None) -> Service:
-    check = table["check"]
-    own_user = table.get("user", user)
-    return Service(
-        name=name,
-        command=tuple(table["command"]) if "command" in table else None,
-        user=own_user,
-        group=table.get("group", group if own_user == user else None),
-        env=tuple(sorted(table["env"].items())),
-        log=table.get("log", f"/var/log/bootagent/{app}.{name}"),
-        stable_for=seconds(table["stable_for"]),
-        stop_within=seconds(table["stop_within"]),
-        check=Check(
-            http=check.get("http"),
-            tcp=check.get("tcp"),
-            command=tuple(check["command"]) if "command" in check else None,
-            within=seconds(check["within"]),
-        ),
+        after=tuple(other for other in order.apps_before(name, table) if other in chosen.apps),
+        environment=services.environment(table.get("environment")),
+        stop=tuple(hooks["stop"]) if "stop" in hooks else None,
     )
 
 

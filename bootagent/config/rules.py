@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from bootagent.config import coordinates, storage
+from bootagent.config import coordinates, order, storage
 from bootagent.config.quantities import seconds
 from bootagent.config.schema import Found, suggestion
 from bootagent.config.storage import place
@@ -28,6 +28,9 @@ def check(tables: Table, *, filled: bool = False) -> Iterator[Found]:
     interval = tables.get("watch", {}).get("interval", 0)
     if 0 < seconds(interval) < WATCH_SECONDS:
         yield ("watch", "interval"), f"{interval!r} is less than {WATCH_SECONDS} s; 0 is never"
+    yield from order.check_modes(tables.get("modes", {}), apps)
+    if not filled:  # what does not run here may well be named
+        yield from order.check_after(apps)
     for name, app in apps.items():
         if not filled:
             for path, sentence in _check_names(app, coordinates.FIELDS):
@@ -41,9 +44,25 @@ def check(tables: Table, *, filled: bool = False) -> Iterator[Found]:
     for name, role in tables["roles"].items():
         for path, sentence in (*_check_role(role, apps), *storage.check_role(role, apps)):
             yield ("roles", name, *path), sentence
+        if "traffic" in role:
+            for path, sentence in _check_traffic(role["traffic"], filled=filled):
+                yield ("roles", name, "traffic", *path), sentence
         for volume, table in role["volumes"].items() if not filled else ():
             for path, sentence in _check_names(table, coordinates.VOLUME_FIELDS):
                 yield ("roles", name, "volumes", volume, *path), sentence
+
+
+def _check_traffic(traffic: Table, *, filled: bool) -> Iterator[Found]:
+    if not filled:
+        yield from _check_names(traffic, coordinates.TRAFFIC_FIELDS)
+    if "elastic_ip" in traffic:
+        ip = traffic["elastic_ip"]
+        if ("allocation" in ip) == bool(ip.get("tags")):
+            yield ("elastic_ip",), "needs an allocation id, or the tags of a pool: one of the two"
+    groups = [{"group": one} if isinstance(one, str) else one for one in traffic["target_groups"]]
+    for index, one in enumerate(groups):
+        if one in groups[:index]:
+            yield ("target_groups", f"[{index}]"), f"{one['group']!r} is named twice"
 
 
 def _check_names(table: Table, fields: coordinates.Fields) -> Iterator[Found]:
@@ -102,6 +121,8 @@ def _check_service(service: Table, *, filled: bool) -> Iterator[Found]:
         yield ("check", "http"), f"{check['http']!r} has no host, or a port that is none"
     if "tcp" in check and not 0 < int(check["tcp"].rpartition(":")[2]) < 65536:
         yield ("check", "tcp"), f"{check['tcp']!r} has no port between 1 and 65535"
+    if "stop" in service and "command" not in service:
+        yield ("stop",), "goes with a command; the service directory of a release says it in control/t"
     for key, value in service["env"].items():
         if value != value.rstrip(" \t") or "\0" in value:
             # chpst(8) trims what trails and cannot carry a NUL.

@@ -45,7 +45,7 @@ def source(table: Table, deploy_to: str) -> Source:
         case "git":
             return GitSource(table["url"], table["ref"], table.get("key"), table["known_hosts"], table["submodules"])
         case _:
-            return ImageSource(table.get("path"))
+            return ImageSource(table.get("path"), table["copy"])
 
 
 def fallback(value: str | Table | None) -> ImageSource | None:

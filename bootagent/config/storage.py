@@ -43,7 +43,7 @@ def is_within(inner: str, outer: str) -> bool:
 def is_in_place(app: Table) -> bool:
     """Whether the app's releases are read where they are, so that there is nothing to stage."""
     source = app["source"]
-    return (source["type"] == "nfs" and not source["copy"]) or (
+    return (source["type"] in ("nfs", "image") and not source["copy"]) or (
         source["type"] == "ebs" and source["holds"] == "deploy_to"
     )
 
@@ -57,6 +57,8 @@ def check_source(app: Table) -> Iterator[Found]:
         yield from _check_ebs(source, deploy_to)
     elif source["type"] == "git" and _USERINFO.match(source["url"]):
         yield ("source", "url"), "has a password in it, which everyone who reads this file could use; use a key"
+    elif source["type"] == "image" and not source["copy"] and "path" in source:
+        yield ("source", "path"), "goes with copy; without it the services run in deploy_to itself"
     if is_in_place(app):
         for key in ("linked_files", "linked_dirs"):
             if app[key]:

@@ -167,7 +167,7 @@ def _deploy(config: Config, app: App, known: Known, revision: Revision, name: st
             Prepared(
                 release=release,
                 command=app.prepare,
-                within=app.prepare_within,
+                within=app.hooks_within,
                 env=tuple(sorted(env.items())),
                 user=app.user,
                 group=app.group,

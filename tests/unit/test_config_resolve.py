@@ -84,7 +84,7 @@ def test_the_promised_smallest_configuration_means_what_it_says(tmp_path: Path) 
                 linked_dirs=("log",),
                 keep_releases=5,
                 prepare=None,
-                prepare_within=600.0,
+                hooks_within=600.0,
                 release_services="config/service",
                 services=(
                     Service(

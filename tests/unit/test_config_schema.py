@@ -262,7 +262,10 @@ def test_the_defaults_are_those_the_documentation_promises() -> None:
 def test_a_services_defaults_are_filled_in() -> None:
     service = schema.complete(FULL)["apps"]["web"]["services"]["sidekiq"]
     assert service == {
+        "after": [],
         "env": {},
+        "limits": {},
+        "secrets": [],
         "stable_for": "2s",
         "stop_within": "10s",
         "check": {"command": ["bin/alive"], "within": "30s"},
@@ -401,7 +404,7 @@ def test_a_value_does_not_end_in_a_newline(path: Path, value: Any) -> None:
         (("apps", "web", "keep_release"), 3, None, "is not a known key; did you mean 'keep_releases'?"),
         (("apps", "web", "sorce"), {}, None, "is not a known key; did you mean 'source'?"),
         (("app",), {}, None, "is not a known key; did you mean 'apps'?"),
-        (("roles", "web", "zzz"), 1, None, "is not a known key; known: apps, services, volumes"),
+        (("roles", "web", "zzz"), 1, None, "is not a known key; known: apps, services, traffic, volumes"),
         (("apps", "web", "source", "type"), "nsf", None, "'nsf' is not one of 's3', 'nfs', 'ebs', 'git', 'image'"),
         (
             ("apps", "web", "source"),

@@ -1,0 +1,135 @@
+"""What this instance runs: its mode and role, as the tags name them, become apps and services."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bootagent.config.document import Document
+from bootagent.config.schema import suggestion
+from bootagent.errors import ConfigError
+
+Table = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The apps an instance runs, by name.
+
+    ``role_table`` is None when the mode says what to run and no role is told. ``only`` are the services it is narrowed
+    to, as ``APP.SERVICE``, or ``APP.*`` for all of an app's; None: all there are.
+    """
+
+    role: str
+    role_table: Table | None
+    mode: str | None
+    apps: tuple[str, ...]
+    only: tuple[str, ...] | None
+
+    def services_of(self, app: str) -> tuple[str, ...] | None:
+        """The services an app is narrowed to; None: all it has."""
+        if self.only is None or f"{app}.*" in self.only:
+            return None
+        return tuple(name.partition(".")[2] for name in self.only if name.partition(".")[0] == app)
+
+    def runs(self, service: str) -> bool:
+        """Whether a service, as ``APP.SERVICE``, is among those chosen."""
+        app, _, name = service.partition(".")
+        narrowed = self.services_of(app)
+        return app in self.apps and (narrowed is None or name in narrowed)
+
+
+def needed(document: Document, tags: Mapping[str, str]) -> set[str]:
+    """The tag keys that say what to run, given those seen so far."""
+    keys, modes = document.tables["tags"], document.tables["modes"]
+    if not modes:
+        return {keys["role"]}
+    mode = modes.get(tags.get(_mode_key(document), ""))
+    needed = {_mode_key(document)}
+    if mode and "apps" not in mode:
+        needed.add(keys["role"])
+    if mode and "narrowed_by" in mode:
+        needed.add(mode["narrowed_by"])
+    return needed
+
+
+def seen(document: Document, tags: Mapping[str, str]) -> tuple[Sequence[str], Table | None]:
+    """The apps, and the role's table, as far as the tags seen so far tell."""
+    role: Table | None = document.tables["roles"].get(tags.get(document.tables["tags"]["role"], ""))
+    mode = document.tables["modes"].get(tags.get(_mode_key(document), ""), {})
+    apps = mode.get("apps", role["apps"] if role else [])
+    return _names(document, apps), role
+
+
+def choose(document: Document, tags: Mapping[str, str]) -> Choice:
+    """What the tags choose. Raises ConfigError, naming what there is, for a role, mode or service that is not there."""
+    role_key, roles = document.tables["tags"]["role"], document.tables["roles"]
+    mode, mode_table = _mode(document, tags)
+    role = tags.get(role_key, "")
+    if role not in roles and (role or "apps" not in mode_table):
+        said = f"no role {role!r} (tag {role_key})" if role else f"no role: the instance has no tag {role_key}"
+        raise ConfigError([document.problem(("roles",), said + suggestion(role, roles))])
+    role_table = roles.get(role)
+    apps = _names(document, mode_table["apps"] if "apps" in mode_table else role_table["apps"])
+    only: list[str] | None = None
+    if "apps" not in mode_table and "services" in role_table:
+        only = [name if "." in name else f"{apps[0]}.{name}" for name in role_table["services"]]
+    if key := mode_table.get("narrowed_by"):
+        only = _narrowed(document, mode or "", key, tags.get(key, "").split(), apps)
+        apps = [app for app in apps if any(name.partition(".")[0] == app for name in only)]
+    return Choice(role or mode or "", role_table, mode, tuple(apps), None if only is None else tuple(only))
+
+
+def _mode_key(document: Document) -> str:
+    keys = document.tables["tags"]
+    key: str = keys.get("mode", keys["environment"])
+    return key
+
+
+def _mode(document: Document, tags: Mapping[str, str]) -> tuple[str | None, Table]:
+    modes = document.tables["modes"]
+    if not modes:
+        return None, {}
+    name = tags.get(_mode_key(document), "")
+    if name not in modes:
+        said = f"no mode {name!r} (tag {_mode_key(document)}){suggestion(name, modes)}"
+        raise ConfigError([document.problem(("modes",), said)])
+    return name, modes[name]
+
+
+def _narrowed(document: Document, mode: str, key: str, words: Sequence[str], apps: Sequence[str]) -> list[str]:
+    where = ("modes", mode, "narrowed_by")
+    if not words:
+        raise ConfigError([document.problem(where, f"tag {key} names no service")])
+    found = [_named(document, word, apps) for word in words]
+    if unknown := [word for word, name in zip(words, found, strict=True) if name is None]:
+        known = _known(document, apps)
+        said = f"tag {key} names {unknown[0]!r}, which is no service or app of this mode"
+        raise ConfigError([document.problem(where, said + suggestion(unknown[0], known))])
+    return [name for name in found if name]
+
+
+def _named(document: Document, word: str, apps: Sequence[str]) -> str | None:
+    """A word of the tag as ``APP.SERVICE`` or ``APP.*``; None when it is not to be found, or found twice."""
+    app, dot, _ = word.partition(".")
+    if word in apps:
+        return f"{word}.*"
+    if dot:
+        # What services a release brings is seen only once it is there.
+        may_be = app in apps and (word in _known(document, [app]) or not document.tables["apps"][app]["services"])
+        return word if may_be else None
+    owners = [app for app in apps if word in document.tables["apps"][app]["services"]]
+    if len(owners) == 1:
+        return f"{owners[0]}.{word}"
+    if not owners and len(apps) == 1 and not document.tables["apps"][apps[0]]["services"]:
+        return f"{apps[0]}.{word}"
+    return None
+
+
+def _known(document: Document, apps: Sequence[str]) -> list[str]:
+    return [*apps, *(f"{app}.{name}" for app in apps for name in document.tables["apps"][app]["services"])]
+
+
+def _names(document: Document, apps: str | list[str]) -> list[str]:
+    return list(document.tables["apps"]) if isinstance(apps, str) else apps
