@@ -8,8 +8,9 @@ import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
-from bootagent import __version__, plan, release, runit, servicedir, state
+from bootagent import __version__, plan, readiness, release, runit, servicedir, state
 from bootagent.config import resolve
 from bootagent.config.document import Document
 from bootagent.config.model import App, Config
@@ -51,6 +52,9 @@ EARLY_SECONDS = 5.0
 CONFIGURING = frozenset({"run", "reconfigure", "watch", "retry"})
 #: Those that nobody asked for: they leave alone what somebody has stopped in this boot.
 UNASKED = frozenset({"run", "watch", "retry"})
+#: As far as an instance in the warm pool gets, and why.
+PREPARING: tuple[Phase, ...] = ("stage",)
+POOLED = "not serving: the warm pool has it"
 #: One line on how the last run ended, for whoever would not read the state.
 SUMMARY = "/run/bootagent/summary"
 OUTCOMES = {EXIT_DONE: "done", EXIT_DEGRADED: "degraded", EXIT_FAILED: "failed"}
@@ -133,7 +137,15 @@ def run(request: Request, machine: Machine, hearer: Hearer) -> Outcome:
             )
         except BootagentError as error:  # on a full disk, too, the exit code is to be the truth
             outcome = replace(outcome, problems=(*outcome.problems, str(error)))
-        journal.record("run-end", exit_code=outcome.exit_code, outcome=_named(request, outcome))
+        journal.record(
+            "run-end",
+            exit_code=outcome.exit_code,
+            outcome=_named(request, outcome),
+            transient=outcome.transient,
+            readiness=work.readiness,
+            problems=outcome.sentences() if outcome.exit_code else [],
+            tails={name: ending.tail for name, ending in outcome.endings.items() if ending.tail},
+        )
         journal.close()
         if not (outcome.left_alone or quiet):
             _summarize(request, machine, outcome)
@@ -153,6 +165,10 @@ class _Run:
         self._state = replace(self._saved, begun=journal.run)
         self._document: Document | None = None
         self.config: Config | None = None
+        #: What a launch that waits may rely on: the services stayed healthy, or are prepared for the warm pool.
+        self.readiness: Literal["sustained", "prepared"] | None = None
+        self._pooled = False
+        self._serving: dict[str, Sequence[Step]] = {}
 
     def outcome(self) -> Outcome:
         try:
@@ -161,7 +177,7 @@ class _Run:
             made = self._planned()
             if self.config:  # somebody wants them up again, and this is where
                 self._state = replace(self._state, stopped=None, definitions=self.config.runit.definitions)
-            return self._carry_out(made)
+            return self._seen_to_last(self._carry_out(made))
         except _LeftAloneError as error:
             return Outcome(EXIT_DONE, {}, (str(error),), left_alone=True)
         except ConfigError as error:
@@ -211,6 +227,9 @@ class _Run:
             self._state = replace(self._state, tags={key: value for key, value in tags.items() if value})
         if request.rollback_to is not None:
             return self._rollback_plan(self.config, request.rollback_to)
+        if self.config.lifecycle and (pooled := readiness.is_pooled()):
+            self._pooled = pooled
+            self._keep_down()
         absent = self._attach(self.config, instance)
         with journal.span("read", "ask the sources what is new"):
             patience = resolve.metadata_within(self._document) if request.command == "run" else EARLY_SECONDS
@@ -236,8 +255,7 @@ class _Run:
         if former.is_satisfied(self._machine):
             return
         services = services_to_stop(self._document, self._state, self._machine)
-        stops = [step for lane in plan.stop(services, "").lanes for step in lane.steps["serve"]]
-        if error := self._run_all((*stops, former), "attach", "volumes"):
+        if error := self._run_all((*plan.services_down(services), former), "attach", "volumes"):
             raise error
 
     def _pause(self, seconds: float) -> None:
@@ -323,16 +341,19 @@ class _Run:
     # --- carry out ---------------------------------------------------------------------------------------------
 
     def _carry_out(self, made: Plan) -> Outcome:
-        endings: dict[str, Ending] = {}
         for lane in made.lanes:
             about = {"intent": lane.intent, "release": lane.release, "revision": lane.label, "reason": lane.reason}
             self._journal.record("lane", app=lane.app, **about)
+        return self._take_down(made) if self._request.command == "stop" else self._deploy(made)
+
+    def _deploy(self, made: Plan) -> Outcome:
+        endings: dict[str, Ending] = {}
         going = [lane for lane in made.lanes if lane.intent != "nothing"]
         for lane in made.lanes:
             if lane.intent == "nothing":
                 sentence = f"nothing to run: {lane.reason}"
                 endings[lane.app] = Ending(EXIT_FAILED, sentence, transient=lane.unread)
-        for phase in DEPLOYING:
+        for phase in PREPARING if self._pooled else DEPLOYING:
             self._before(phase, going)
             failures = side_by_side(lambda lane, phase=phase: self._run_steps(lane, phase), going)
             failed = [(lane, error) for lane, error in zip(going, failures, strict=True) if error]
@@ -340,13 +361,30 @@ class _Run:
                 endings[lane.app] = self._fall_back(lane, phase, error)
             going = [lane for lane in going if lane.app not in endings]
         for lane in going:
-            endings[lane.app] = self._succeeded(lane)
+            endings[lane.app] = self._prepared(lane) if self._pooled else self._succeeded(lane)
+        going = [] if self._pooled else going
         for lane, error in zip(going, side_by_side(lambda lane: self._run_steps(lane, "retire"), going), strict=True):
             if error:  # it serves; what is left over costs money, and the next run tries again
                 ending = endings[lane.app]
                 endings[lane.app] = replace(ending, sentence=f"{ending.sentence}; {error}", transient=True)
         worst = max((ending.exit_code for ending in endings.values()), key=_severity, default=EXIT_DONE)
         return Outcome(worst, endings, transient=any(ending.transient for ending in endings.values()))
+
+    def _take_down(self, made: Plan) -> Outcome:
+        """Carry out a stop: whatever one step could not do, every other has its turn."""
+        errors: dict[str, list[BootagentError]] = {lane.app: [] for lane in made.lanes}
+
+        def steps_of(lane: Lane, phase: Phase) -> list[BootagentError]:
+            failures = [self._run_all((step,), phase, lane.app) for step in lane.steps.get(phase, ())]
+            return [error for error in failures if error]
+
+        for phase in plan.STOPPING:
+            found = side_by_side(lambda lane, phase=phase: steps_of(lane, phase), made.lanes)
+            for lane, failed in zip(made.lanes, found, strict=True):
+                errors[lane.app] += failed
+        endings = {lane.app: _stopped(lane, errors[lane.app]) for lane in made.lanes}
+        worst = max((ending.exit_code for ending in endings.values()), key=_severity, default=EXIT_DONE)
+        return Outcome(worst, endings, transient=worst != EXIT_DONE)
 
     def _run_steps(self, lane: Lane, phase: Phase) -> BootagentError | None:
         return self._run_all(lane.steps.get(phase, ()), phase, lane.app)
@@ -376,6 +414,45 @@ class _Run:
         except Exception as error:  # a fault of ours fails this lane like any other: it may have to go back
             raise StepError(str(step), self._fault(error)) from error
 
+    # --- what a launch waits for -------------------------------------------------------------------------------
+
+    def _seen_to_last(self, outcome: Outcome) -> Outcome:
+        """While a launch waits for it, see that what serves stays healthy for as long as the configuration wants."""
+        lifecycle = self.config.lifecycle if self.config else None
+        if outcome.exit_code == EXIT_FAILED or lifecycle is None or self._request.command not in CONFIGURING:
+            return outcome
+        if self._pooled:
+            self.readiness = "prepared"
+        elif lifecycle.launching and self.config and readiness.is_launching(self._machine):
+            seconds, definitions = lifecycle.sustained, self.config.runit.definitions
+            with self._journal.span("serve", f"launch: waiting {seconds:g} s of health"):
+                problem = readiness.lasting_problem(self._machine, self._serving, definitions, seconds)
+            if problem:
+                said = (*outcome.problems, problem)
+                return replace(outcome, exit_code=EXIT_FAILED, problems=said, transient=True)
+            self.readiness = "sustained"
+        return outcome
+
+    def _keep_down(self) -> None:
+        """In the warm pool nothing serves, not even what the image or an earlier run has brought."""
+        services = services_to_stop(self._document, self._state, self._machine)
+        for lane in plan.stop(services, POOLED).lanes:
+            if error := self._run_all(lane.steps.get("serve", ()), "attach", lane.app):
+                raise error
+
+    def _prepared(self, lane: Lane) -> Ending:
+        """A lane that ends before its release is switched to; the run that is to serve takes it up from there."""
+        if lane.intent == "retire":
+            return self._succeeded(lane)
+        app = self._app(lane)
+        known = self._state.app(lane.app, app.deploy_to)
+        if known.pending and not app.in_place:
+            # The instance may be stopped in the pool: what was staged is to be found whole when it leaves.
+            self._machine.sync_filesystem(self._machine.real(app.deploy_to))
+            self._save(self._state.with_app(lane.app, replace(known, pending=replace(known.pending, staged=True))))
+        code = EXIT_DEGRADED if lane.degraded else EXIT_DONE
+        return Ending(code, f"release {lane.release} is prepared; {POOLED}", transient=lane.unread)
+
     # --- what the state learns ---------------------------------------------------------------------------------
 
     def _before(self, phase: Phase, lanes: Sequence[Lane]) -> None:
@@ -400,9 +477,8 @@ class _Run:
         if lane.intent == "retire":
             self._save(self._state.with_app(lane.app, None))
             return Ending(EXIT_DONE, "its services are removed; the role does not run it")
-        if lane.intent == "stop":
-            return Ending(EXIT_DONE, f"its services are down; {lane.reason}")
         app = self._app(lane)
+        self._serving[lane.app] = lane.steps.get("serve", ())
         known = self._state.app(lane.app, app.deploy_to)
         if made := _made(lane):
             name, revision, label = made
@@ -422,7 +498,7 @@ class _Run:
     def _fall_back(self, lane: Lane, phase: Phase, error: BootagentError) -> Ending:
         """A lane failed: mark its release, and go back to (or stay on) the one that worked."""
         tail = _tail(error)
-        if lane.intent in ("retire", "stop"):
+        if lane.intent == "retire":
             return Ending(EXIT_FAILED, str(error), tail, transient=True)
         app = self._app(lane)
         known = self._state.app(lane.app, app.deploy_to)
@@ -437,7 +513,7 @@ class _Run:
         # And where the source did not answer, it may answer yet.
         transient = lane.unread or (not blamed and not isinstance(cause, BundleError))
         fallback = lane.fallback or (lane.release if lane.intent in ("keep", "hotfix") and phase == "stage" else None)
-        if fallback is None or self.config is None:
+        if fallback is None or self.config is None or self._pooled:
             serving = phase != "serve" and self._something_serves()  # such as what another source brought
             return Ending(EXIT_DEGRADED if serving else EXIT_FAILED, str(error), tail, transient=transient)
         back = plan.put_back(
@@ -452,6 +528,7 @@ class _Run:
             if again := self._run_steps(back, later):
                 sentence = f"{error}; and release {fallback} could not be put back: {again}"
                 return Ending(EXIT_FAILED, sentence, tail, transient=True)
+        self._serving[lane.app] = back.steps.get("serve", ())
         kept = "still serves" if phase == "stage" else "was put back and serves"
         return Ending(EXIT_DEGRADED, f"{error}; release {fallback} {kept}", tail, transient=transient)
 
@@ -518,6 +595,13 @@ def _summarize(request: Request, machine: Machine, outcome: Outcome) -> None:
     line = plain(" ".join(f"{_named(request, outcome)}: {said}".split()))
     with contextlib.suppress(OSError):
         machine.write(machine.real(SUMMARY), line.encode() + b"\n")
+
+
+def _stopped(lane: Lane, errors: Sequence[BootagentError]) -> Ending:
+    if errors:
+        tail = "\n".join(filter(None, map(_tail, errors)))
+        return Ending(EXIT_FAILED, "; ".join(map(str, errors)), tail, transient=True)
+    return Ending(EXIT_DONE, f"its services are down; {lane.reason}")
 
 
 def _severity(code: int) -> int:

@@ -6,28 +6,30 @@ Each app has a lane through the phases. Lanes run side by side; a lane that fail
 - ``attachments.py``: mounts and data volumes, which must be there before anything else can be looked at
 - ``staged.py``: lanes of apps whose releases are made here, in Capistrano's layout
 - ``in_place.py``: lanes of apps whose releases are read where they are
+- ``stopping.py``: the lanes of a stop
 - ``parts.py``: the steps that all kinds of lanes are put together from
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from bootagent.config.model import App, Config, Runit
 from bootagent.errors import BootagentError
 from bootagent.plan import in_place, parts, staged, volumes
 from bootagent.plan.attachments import Attachment, attachments
-from bootagent.plan.lane import DEPLOYING, PHASES, Intent, Known, Lane, Moment, Phase, Plan
+from bootagent.plan.lane import DEPLOYING, PHASES, STOPPING, Intent, Known, Lane, Moment, Phase, Plan
 from bootagent.plan.staged import previous
+from bootagent.plan.stopping import Extent, ToStop, services_down, stop
 from bootagent.plan.volumes import former, record, volume_record
 from bootagent.state import AppState
-from bootagent.steps.stopped import Stopped
 
 __all__ = [
     "DEPLOYING",
     "PHASES",
+    "STOPPING",
     "Attachment",
+    "Extent",
     "Intent",
     "Known",
     "Lane",
@@ -41,6 +43,7 @@ __all__ = [
     "previous",
     "put_back",
     "record",
+    "services_down",
     "stop",
     "volume_record",
 ]
@@ -60,24 +63,6 @@ def put_back(config: Config, app: App, state: AppState, release: str, *, left: s
     if app.in_place:
         return in_place.put_back(config, app, state, release, reason=reason)
     return staged.put_back(config, app, state, release, left=left, reason=reason)
-
-
-@dataclass(frozen=True)
-class ToStop:
-    """An app's service directories below ``definitions``, each with the seconds it may take to stop."""
-
-    app: str
-    definitions: str
-    services: tuple[tuple[str, float], ...]
-
-
-def stop(services: Sequence[ToStop], reason: str) -> Plan:
-    """The plan that takes services down, and why."""
-    lanes = [
-        Lane(one.app, "stop", {"serve": (Stopped(one.app, one.definitions, one.services),)}, reason=reason)
-        for one in services
-    ]
-    return Plan(tuple(lanes))
 
 
 def _retire(runit: Runit, app: str, moment: Moment) -> Lane:

@@ -13,10 +13,12 @@ from bootagent.sources import Revision
 from bootagent.state import AppState
 from bootagent.steps.base import Step
 
-Phase = Literal["attach", "stage", "activate", "serve", "retire"]
+Phase = Literal["attach", "stage", "activate", "serve", "retire", "drain", "stop", "remove", "unmount", "sweep"]
 PHASES: tuple[Phase, ...] = ("attach", "stage", "activate", "serve", "retire")
 #: The phases of a lane in which a failure has it go back to the release that worked.
 DEPLOYING: tuple[Phase, ...] = ("stage", "activate", "serve")
+#: The phases of a stop, in which a failure keeps nothing else from its turn.
+STOPPING: tuple[Phase, ...] = ("drain", "stop", "remove", "unmount", "sweep")
 Intent = Literal["deploy", "keep", "hotfix", "rollback", "retire", "stop", "nothing"]
 
 
