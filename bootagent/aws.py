@@ -16,12 +16,16 @@ from bootagent.errors import AwsError
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2 import EC2Client
+    from mypy_boto3_elb import ElasticLoadBalancingClient
+    from mypy_boto3_elbv2 import ElasticLoadBalancingv2Client
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_ssm import SSMClient
 
 CONNECT_SECONDS = 3.0
 READ_SECONDS = 20.0
 POOL_CONNECTIONS = 32
+#: For who has no time: one attempt, answered within this or not at all.
+HURRIED_SECONDS = 5.0
 
 _DENIED = {"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "403", "Forbidden"}
 _ABSENT = {"NoSuchKey", "NoSuchBucket", "NoSuchVersion", "404", "NotFound"}
@@ -42,6 +46,21 @@ def ssm(region: str | None) -> SSMClient:
     return _client("ssm", region)  # type: ignore[no-any-return]
 
 
+def autoscaling(region: str | None) -> Any:
+    """An Auto Scaling client for ``region``, made once a process and safe to share between threads."""
+    return _client("autoscaling", region)
+
+
+def elbv2(region: str | None, *, hurried: bool = False) -> ElasticLoadBalancingv2Client:
+    """A client for target groups, made once a process and safe to share between threads; ``hurried``: no retries."""
+    return _client("elbv2", region, hurried)  # type: ignore[no-any-return]
+
+
+def elb(region: str | None, *, hurried: bool = False) -> ElasticLoadBalancingClient:
+    """A client for classic load balancers, made once a process; ``hurried`` as :func:`elbv2` has it."""
+    return _client("elb", region, hurried)  # type: ignore[no-any-return]
+
+
 def parameter(name: str, region: str | None) -> str:
     """The value of a parameter of Parameter Store, decrypted. Raises AwsError; none of its sentences has the value."""
     with call(f"read parameter {name}", "ssm:GetParameter"):
@@ -49,7 +68,7 @@ def parameter(name: str, region: str | None) -> str:
 
 
 @functools.cache
-def _client(service: str, region: str | None) -> Any:
+def _client(service: str, region: str | None, hurried: bool = False) -> Any:
     # Never credentials over IMDSv1, whatever the image's environment says.
     os.environ["AWS_EC2_METADATA_V1_DISABLED"] = "true"
     import boto3  # here: a quarter of a second that `check` or `status` need not pay
@@ -57,8 +76,8 @@ def _client(service: str, region: str | None) -> Any:
 
     config = Config(
         connect_timeout=CONNECT_SECONDS,
-        read_timeout=READ_SECONDS,
-        retries={"mode": "standard", "total_max_attempts": 5},
+        read_timeout=HURRIED_SECONDS if hurried else READ_SECONDS,
+        retries={"mode": "standard", "total_max_attempts": 1 if hurried else 5},
         max_pool_connections=POOL_CONNECTIONS,
         # A simulator on a bare host and port has no virtual-hosted buckets.
         s3={"addressing_style": "path" if _endpoint(service) else "auto"},
@@ -118,6 +137,8 @@ _PASSING = {
     "RequestTimeout",
     "ReadTimeoutError",
     "ConnectionClosedError",
+    "DependencyThrottle",
+    "HealthUnavailable",
     *_EARLY,
 }
 

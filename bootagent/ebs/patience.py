@@ -1,4 +1,4 @@
-"""One deadline for a piece of work that asks EC2 many things."""
+"""One deadline for a piece of work that asks AWS many things."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ T = TypeVar("T")
 
 
 class Patience:
-    """Waits, for at most ``within`` seconds in all; what it waits for is told once."""
+    """Waits, for at most ``within`` seconds in all; what it waits for is told once. ``whom`` is who is asked."""
 
-    def __init__(self, machine: Machine, within: float) -> None:
+    def __init__(self, machine: Machine, within: float, whom: str = "EC2") -> None:
         self._machine = machine
+        self._whom = whom
         self._within = within
         self._deadline = time.monotonic() + within
         self._pause = FIRST_PAUSE
@@ -67,4 +68,4 @@ class Patience:
                     raise
                 if aws.is_early(error):
                     aws.forget_clients()
-                self.wait("waiting for EC2 to answer", {"doing": doing, "code": error.code})
+                self.wait(f"waiting for {self._whom} to answer", {"doing": doing, "code": error.code})
