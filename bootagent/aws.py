@@ -9,21 +9,24 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bootagent.errors import AwsError
+from bootagent.errors import AwsError, BootagentError
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2 import EC2Client
     from mypy_boto3_elb import ElasticLoadBalancingClient
     from mypy_boto3_elbv2 import ElasticLoadBalancingv2Client
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_secretsmanager import SecretsManagerClient
     from mypy_boto3_ssm import SSMClient
 
 CONNECT_SECONDS = 3.0
 READ_SECONDS = 20.0
 POOL_CONNECTIONS = 32
+#: As many as GetParameters takes: AWS Systems Manager API Reference.
+PARAMETERS_A_CALL = 10
 #: For who has no time: one attempt, answered within this or not at all.
 HURRIED_SECONDS = 5.0
 
@@ -36,9 +39,9 @@ def s3(region: str | None) -> S3Client:
     return _client("s3", region)  # type: ignore[no-any-return]
 
 
-def ec2(region: str | None) -> EC2Client:
-    """An EC2 client for ``region``, made once a process and safe to share between threads."""
-    return _client("ec2", region)  # type: ignore[no-any-return]
+def ec2(region: str | None, *, hurried: bool = False) -> EC2Client:
+    """An EC2 client for ``region``, made once a process and safe to share between threads; ``hurried``: no retries."""
+    return _client("ec2", region, hurried)  # type: ignore[no-any-return]
 
 
 def ssm(region: str | None) -> SSMClient:
@@ -65,6 +68,47 @@ def parameter(name: str, region: str | None) -> str:
     """The value of a parameter of Parameter Store, decrypted. Raises AwsError; none of its sentences has the value."""
     with call(f"read parameter {name}", "ssm:GetParameter"):
         return ssm(region).get_parameter(Name=name, WithDecryption=True)["Parameter"]["Value"]
+
+
+def secretsmanager(region: str | None) -> SecretsManagerClient:
+    """A Secrets Manager client for ``region``, made once a process and safe to share between threads."""
+    return _client("secretsmanager", region)  # type: ignore[no-any-return]
+
+
+def parameters(names: Sequence[str], region: str | None) -> dict[str, str]:
+    """The values of many parameters by the names they were asked by, decrypted; ten a call, GetParameters.
+
+    Raises AwsError, and BootagentError for those that do not exist. None of the sentences has a value.
+    """
+    found: dict[str, str] = {}
+    for first in range(0, len(names), PARAMETERS_A_CALL):
+        some = list(names[first : first + PARAMETERS_A_CALL])
+        with _said(f"read parameters {', '.join(some)}", "ssm:GetParameters", hushed=True):
+            for one in ssm(region).get_parameters(Names=some, WithDecryption=True)["Parameters"]:
+                selector = one.get("Selector", "")
+                found |= {f"{name}{selector}": one["Value"] for name in (one["Name"], one.get("ARN", one["Name"]))}
+    if absent := [name for name in names if name not in found]:
+        raise BootagentError(f"there is no parameter {', '.join(absent)}", remedy="correct the name, or put it there")
+    return {name: found[name] for name in names}
+
+
+def parameters_below(path: str, region: str | None) -> dict[str, str]:
+    """The values of all parameters below a path by their full names, decrypted. Raises AwsError, without a value."""
+    found: dict[str, str] = {}
+    with _said(f"read the parameters below {path}", "ssm:GetParametersByPath", hushed=True):
+        pages = ssm(region).get_paginator("get_parameters_by_path")
+        for page in pages.paginate(Path=path, Recursive=True, WithDecryption=True):
+            found |= {one["Name"]: one["Value"] for one in page["Parameters"]}
+    return found
+
+
+def secret(name: str, region: str | None) -> str:
+    """The text of a secret of Secrets Manager. Raises AwsError, and BootagentError for one that is no text."""
+    with _said(f"read secret {name}", "secretsmanager:GetSecretValue", hushed=True):
+        answer = secretsmanager(region).get_secret_value(SecretId=name)
+    if "SecretString" not in answer:
+        raise BootagentError(f"secret {name} is binary, and a variable is text", remedy="store it as text")
+    return answer["SecretString"]
 
 
 @functools.cache
@@ -100,7 +144,8 @@ def call(doing: str, iam_action: str) -> contextlib.AbstractContextManager[None]
 
 
 @contextlib.contextmanager
-def _said(doing: str, iam_action: str | None) -> Iterator[None]:
+def _said(doing: str, iam_action: str | None, *, hushed: bool = False) -> Iterator[None]:
+    """``hushed``: what an unreadable answer held is neither told nor kept, for there may be secrets in it."""
     from botocore.exceptions import BotoCoreError, ClientError
     from botocore.parsers import ResponseParserError
     from urllib3.exceptions import HTTPError
@@ -111,6 +156,8 @@ def _said(doing: str, iam_action: str | None) -> Iterator[None]:
         raise _explained(doing, iam_action, error.response) from error
     except (BotoCoreError, HTTPError, ResponseParserError) as error:
         name = type(error).__name__
+        if hushed and isinstance(error, ResponseParserError):
+            raise AwsError(f"cannot {doing}: the answer makes no sense", code=name, iam_action=iam_action) from None
         raise AwsError(
             f"cannot {doing}: {error}", code=name, iam_action=iam_action, remedy=_REMEDIES.get(name)
         ) from error
@@ -155,6 +202,8 @@ def _explained(doing: str, iam_action: str | None, response: Any) -> AwsError:
     message = str(response.get("Error", {}).get("Message", "")).rstrip(".")
     request_id = response.get("ResponseMetadata", {}).get("RequestId") or None
     remedy = None
+    if code in _DENIED and "kms:Decrypt" in message:  # of the key that the secret is kept under
+        iam_action = "kms:Decrypt"
     if code in _DENIED and iam_action:
         remedy = f"allow {iam_action} to the instance's role"
     elif code in _ABSENT and iam_action and iam_action.startswith("s3:Get"):

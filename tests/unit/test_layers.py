@@ -18,16 +18,19 @@ PACKAGE = Path(__file__).parents[2] / "bootagent"
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
     frozenset({"machine", "aws", "pointer", "user_data"}),
-    frozenset({"imds", "beneath", "boottime", "health", "journal", "pull", "runit"}),
+    frozenset({"imds", "beneath", "boottime", "health", "hooks", "journal", "processes", "pull", "runit"}),
+    frozenset({"footprint"}),
     frozenset({"records", "disks", "mounts", "fstab", "git_repository"}),
     frozenset({"ebs", "nfs"}),
-    frozenset({"instance", "config", "state", "lock", "release", "servicedir"}),
+    frozenset({"instance", "config", "state", "lock", "mounted", "release", "servicedir"}),
+    frozenset({"traffic"}),
     frozenset({"steps"}),
     frozenset({"sources"}),
     frozenset({"plan"}),
-    frozenset({"survey"}),
+    frozenset({"survey", "readiness"}),
     frozenset({"agent", "console"}),
     frozenset({"picture", "report", "relay", "daemon", "arguments"}),
+    frozenset({"lifecycle"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),
 )
@@ -38,7 +41,7 @@ ASIDE: dict[str, frozenset[str]] = {
     "gc": frozenset({"errors", "machine", "aws", "records", "ebs"}),
     # It stands for what surrounds an instance, so it runs the agent from outside, as everyone does.
     "sandbox": frozenset().union(*LAYERS)
-    - {"steps", "sources", "plan", "survey", "agent", "report", "daemon", "cli", "__main__"},
+    - {"steps", "sources", "plan", "survey", "agent", "report", "daemon", "lifecycle", "cli", "__main__"},
 }
 USERS_OF_ASIDE = frozenset({"cli"})
 
