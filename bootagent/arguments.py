@@ -49,6 +49,8 @@ def parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> argpa
             added.add_argument(
                 "--because", choices=("run", "reconfigure", "watch", "retry"), default="run", help=argparse.SUPPRESS
             )
+            # Beside the daemon's runs: answer the lifecycle hooks of the autoscaling group.
+            added.add_argument("--escort", choices=("launching", "terminating", "stopped"), help=argparse.SUPPRESS)
             _add_report_to(added)
     added = command("stop", "take all services down gracefully; a reboot or reconfigure starts them again")
     _add_place(added)

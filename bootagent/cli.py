@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -76,6 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.escort:
+        return _escort(options)
     if not options.once:
         _stay(options)
     return _agent(options, options.because)
@@ -97,6 +100,33 @@ def _stay(options: argparse.Namespace) -> NoReturn:
     ]
     words += [f"--tag={key}={value}" for key, value in tags.items()]
     launch.become(_place(options), words)
+
+
+def _escort(options: argparse.Namespace) -> int:
+    from bootagent import console
+    from bootagent.lifecycle import place
+    from bootagent.lifecycle.escort import Escort
+
+    signal.signal(signal.SIGTERM, _end_at_once)
+    found = place.read(_machine(options), _config_file(options), _tags(options))
+    if found is None:
+        return EXIT_DONE
+    told, relay, started = console.stderr(options.log, options.verbose), _relay(options), time.monotonic()
+
+    def tell(sentence: str, wrong: bool) -> None:
+        about = {"t": round(time.monotonic() - started, 2), "step": "answer the autoscaling group"}
+        told.hear_record(
+            {"event": "failed", **about, "error": sentence} if wrong else {"event": "note", **about, "step": sentence}
+        )
+        if relay:
+            relay.say(sentence)
+
+    escort = Escort(found, tell)
+    if options.escort == "launching":
+        done = escort.launching()
+    else:
+        done = escort.terminating(stopped=options.escort == "stopped")
+    return EXIT_DONE if done else EXIT_FAILED
 
 
 def _stop(options: argparse.Namespace) -> int:

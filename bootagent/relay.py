@@ -38,6 +38,10 @@ class Relay:
             share = f" {100 * min(1.0, event.done / event.total):.0f} %," if event.total else ""
             self._status(f"{event.label}{share} {amount(event)}")
 
+    def say(self, sentence: str) -> None:
+        """One sentence for the status line."""
+        self._status(sentence)
+
     def end(self, outcome: Outcome) -> None:
         """How the run ended."""
         watch = "-" if outcome.watch_seconds is None else f"{outcome.watch_seconds:g}"

@@ -1,0 +1,78 @@
+"""What is stored of a launch that is given up: whoever looks for the reason finds no instance any more."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from datetime import datetime, timezone
+from typing import Any
+
+from bootagent import aws, report, servicedir, state
+from bootagent.errors import BootagentError, plain
+from bootagent.journal import timestamp
+from bootagent.lifecycle.place import Place
+from bootagent.lifecycle.verdict import RunEnd, failure
+from bootagent.machine import Machine
+from bootagent.survey import DEFINITIONS
+
+#: Of a run's journal, no more than its last records.
+RECORDS = 500
+CONSOLE = "/dev/console"
+
+
+def make(place: Place, instance_id: str, why: str, end: RunEnd | None) -> dict[str, Any]:
+    """Everything that may help: the failure, the ends of the logs, the run's journal, the status."""
+    definitions = state.load(place.machine).definitions or DEFINITIONS
+    return {
+        "instance_id": instance_id,
+        "at": timestamp(),
+        "why": why,
+        "failure": failure(end) if end else {},
+        "problems": list(end.problems) if end else [],
+        "tails": end.records[-1].get("tails", {}) if end else {},
+        "logs": _logs(place, definitions),
+        "status": _status(place.machine, definitions),
+        "journal": list(end.records[-RECORDS:]) if end else [],
+    }
+
+
+def store(found: dict[str, Any], prefix: str, region: str | None) -> str:
+    """Store a diagnosis below an s3:// prefix; returns its URL. Raises AwsError."""
+    bucket, _, below = prefix.removeprefix("s3://").partition("/")
+    name = f"{found['instance_id']}/{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}.json"
+    key = f"{below}/{name}" if below else name
+    body = json.dumps(found, indent=1, default=str).encode() + b"\n"
+    with aws.call(f"store the diagnosis as s3://{bucket}/{key}", "s3:PutObject"):
+        aws.s3(region).put_object(Bucket=bucket, Key=key, Body=body, ContentType="application/json")
+    return f"s3://{bucket}/{key}"
+
+
+def announce(machine: Machine, sentence: str) -> None:
+    """One line on the console, which "aws ec2 get-console-output" shows."""
+    line = plain(" ".join(sentence.split()))
+    with contextlib.suppress(OSError):
+        flags = os.O_WRONLY | os.O_APPEND | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(machine.real(CONSOLE), flags)
+        try:
+            os.write(descriptor, f"bootagent: {line}\r\n".encode())
+        finally:
+            os.close(descriptor)
+
+
+def _logs(place: Place, definitions: str) -> dict[str, str]:
+    apps = place.document.tables["apps"]
+    found = {}
+    for app in servicedir.apps_installed(place.machine, definitions):
+        for service in servicedir.installed(place.machine, definitions, app):
+            configured = apps.get(app, {}).get("services", {}).get(service.partition(".")[2], {})
+            log = configured.get("log") or servicedir.OWN_LOGS + service
+            found[service] = servicedir.log_tail(place.machine, log, since=(0, 0))
+    return found
+
+
+def _status(machine: Machine, definitions: str) -> dict[str, Any]:
+    try:
+        return report.status(machine, definitions)
+    except (BootagentError, OSError) as error:
+        return {"error": str(error)}
