@@ -7,6 +7,7 @@ import threading
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
+from bootagent import footprint
 from bootagent.errors import BootagentError, CommandError, MachineError
 from bootagent.machine import Machine
 
@@ -115,6 +116,7 @@ def update(machine: Machine, wanted: Iterable[Entry], unwanted: Collection[str] 
         if fresh == text:
             return False
         path = machine.real(PATH)
+        footprint.note(machine, PATH, until="stop")
         try:
             mode = path.stat().st_mode & 0o777 if path.exists() else 0o644
             machine.make_directory(path.parent)

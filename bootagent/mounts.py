@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bootagent import footprint
 from bootagent.errors import BootagentError, CommandError, MachineError, plain
 from bootagent.machine import Machine, sync_directory
 
@@ -30,6 +31,10 @@ _BUSY = "target is busy"
 
 class Silent(MachineError):
     """Nothing was answered in time, not even an error."""
+
+
+class Busy(MachineError):
+    """A mount is in use, and so it stays."""
 
 
 @dataclass(frozen=True)
@@ -132,13 +137,21 @@ def bind(machine: Machine, source: str, point: str, within: float) -> None:
         raise MachineError(f"cannot bind {source} to {point}: {_said(error)}", remedy=error.remedy) from error
 
 
-def unmount(machine: Machine, point: str, *, lazy: bool = False, within: float = UNMOUNT_SECONDS) -> None:
+def unmount(
+    machine: Machine,
+    point: str,
+    *,
+    lazy: bool = False,
+    within: float = UNMOUNT_SECONDS,
+    busy_within: float = UNMOUNT_SECONDS,
+) -> None:
     """Take away the topmost mount at a logical path; nothing mounted there is fine.
 
-    A busy one is tried again until ``within`` seconds are over. ``lazy`` takes it from sight at once, and frees it
-    when its last user is gone. Raises MachineError.
+    A busy one is tried again until ``within`` seconds are over, or ``busy_within``. ``lazy`` takes it from sight at
+    once, and frees it when its last user is gone. Raises Busy, and another MachineError.
     """
     deadline = time.monotonic() + within
+    patient_until = time.monotonic() + min(within, busy_within)
     while at(machine, point):
         try:
             left = max(1.0, deadline - time.monotonic())
@@ -147,9 +160,11 @@ def unmount(machine: Machine, point: str, *, lazy: bool = False, within: float =
         except CommandError as error:
             if at(machine, point) is None:  # someone else was quicker
                 return
-            if _BUSY not in error.tail or time.monotonic() > deadline:
-                remedy = f"see who uses it: fuser -vm {point}" if _BUSY in error.tail else error.remedy
-                raise MachineError(f"cannot unmount {point}: {_said(error)}", remedy=remedy) from error
+            if _BUSY not in error.tail:
+                raise MachineError(f"cannot unmount {point}: {_said(error)}", remedy=error.remedy) from error
+            if time.monotonic() > patient_until:
+                remedy = f"see who uses it: fuser -vm {point}"
+                raise Busy(f"cannot unmount {point}: {_said(error)}", remedy=remedy) from error
         time.sleep(BUSY_PAUSE_SECONDS)
 
 
@@ -198,6 +213,7 @@ def make_mountpoint(machine: Machine, path: str, *, empty: bool = False) -> None
         if parent.is_symlink():
             remedy = f"name the directory itself, {os.path.realpath(real)}"
             raise BootagentError(f"cannot mount at {path}: {parent} is a symbolic link", remedy=remedy)
+    footprint.note(machine, path, until="stop", mountpoint=True)
     real.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError):
         real.mkdir(mode=0o000)

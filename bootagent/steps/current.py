@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 
-from bootagent import beneath
+from bootagent import beneath, footprint
 from bootagent.errors import BootagentError
 from bootagent.machine import Machine
 
@@ -40,6 +40,7 @@ class Current:
             raise BootagentError(f"{self.deploy_to}/releases/{self.name} is gone")
         if (root / "current").exists() and not (root / "current").is_symlink():
             raise BootagentError(f"{self.deploy_to}/current is no symbolic link", remedy="move it away")
+        footprint.note(machine, f"{self.deploy_to}/current", f"{self.deploy_to}/revisions.log", until="reset")
         # Capistrano's rollback goes by modification time: the order of activation is what it should see.
         beneath.set_time(root, f"releases/{self.name}", None)
         if self.demoted:

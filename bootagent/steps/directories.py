@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from bootagent import beneath
+from bootagent import beneath, footprint
 from bootagent.errors import BootagentError
 from bootagent.machine import Machine
 
@@ -47,8 +47,10 @@ class Directories:
         root = machine.real(self.deploy_to)
         if (root / "current").is_dir() and not (root / "current").is_symlink():
             raise BootagentError(f"{self.deploy_to}/current is a directory, not a link", remedy="move it away")
+        paths = (".", *self._wanted())
+        footprint.note(machine, *(f"{self.deploy_to}/{path}".removesuffix("/.") for path in paths), until="reset")
         machine.make_directory(root.parent)
-        for path in (".", *self._wanted()):
+        for path in paths:
             if self._is_roots(path):
                 with beneath.directory(root.parent, f"{root.name}/{path}", create=True) as held:
                     os.fchown(held, os.geteuid(), os.getegid())

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bootagent import disks, fstab, mounts, records
+from bootagent import mounted as ours
 from bootagent.disks import filesystems
 from bootagent.disks.filesystems import Content
 from bootagent.ebs import volume
 from bootagent.errors import BootagentError, CommandError, MachineError
 from bootagent.fstab import Entry
 from bootagent.machine import Machine, Note, writable_by_others
-from bootagent.mounts import Mount
 from bootagent.records import Record
 
 #: Where a volume is mounted to see that it can be, before it takes the place of another.
@@ -190,7 +190,7 @@ class MountedVolume:
     def _refuse_strangers(self, machine: Machine, device: Path) -> None:
         for point in self._points:
             mounted = mounts.at(machine, point)
-            if mounted and not self._shows(machine, point, device) and not _is_ours(machine, point, mounted):
+            if mounted and not self._shows(machine, point, device) and not ours.is_volume(machine, point, mounted):
                 raise BootagentError(
                     f"cannot mount the volume of {self.record} at {point}: {mounted.source} ({mounted.filesystem}) is "
                     "mounted there, and not by bootagent",
@@ -233,26 +233,6 @@ class MountedVolume:
 
     def _fstab_is_so(self, machine: Machine, device: Path, filesystem: str) -> bool:
         return fstab.is_so(machine, *self._fstab(machine, device, filesystem))
-
-
-def _is_ours(machine: Machine, point: str, mounted: Mount) -> bool:
-    """Whether a mount is one of our volumes, by its serial or its name in our block of fstab.
-
-    Of a volume that is gone, its place must do: a mountpoint that we have written down.
-    """
-    known = records.all(machine)
-    line = next((entry for entry in fstab.current(machine) if entry.point == point), None)
-    if line and "bind" in line.options and mounted.root != "/":
-        # Bound by mount -a while the volume was not there: an empty directory, shown twice.
-        return mounts.place(machine, line.source).endswith(mounted.root)
-    device = disks.of_number(machine, mounted.device)
-    if device is None:
-        written_down = line is not None or any(point in record.mountpoints for record in known)
-        return written_down and not mounted.device.startswith("0:")  # a filesystem without a disk never is
-    volume_id = disks.volume_of(machine, device)
-    return (volume_id is not None and volume_id in {record.volume_id for record in known}) or (
-        line is not None and line.source == disks.stable_name(machine, device)
-    )
 
 
 def _clear(machine: Machine, point: str) -> None:

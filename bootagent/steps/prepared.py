@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bootagent.errors import BootagentError
-from bootagent.machine import Machine, writable_by_others
+from bootagent import hooks
+from bootagent.machine import Machine
 
 
 @dataclass(frozen=True)
@@ -34,27 +34,14 @@ class Prepared:
     def apply(self, machine: Machine) -> None:
         """Run it. Raises CommandError with the end of its output; BootagentError for a hook others could change."""
         release = machine.real(self.release)
-        program = self._program(machine)
-        # Should this run be killed, the next must not find the hook still at work.
-        result = machine.run(
-            ["setpriv", "--pdeathsig", "KILL", "--", program, *self.command[1:]],
-            timeout=self.within,
+        printed = hooks.run(
+            machine,
+            self.command,
+            release,
             identity=machine.identity(self.user, self.group),
-            cwd=release,
             env={**dict(self.env), "BOOTAGENT_RELEASE": str(release)},
+            within=self.within,
         )
         marker = machine.real(self.marker)
         machine.make_directory(marker.parent, mode=0o700)
-        machine.write(marker, result.stdout.encode(), mode=0o600)
-
-    def _program(self, machine: Machine) -> str:
-        """What the first word names: a program of the image, which nobody else may write, or the release's own."""
-        named = self.command[0]
-        if not named.startswith("/"):
-            return str(machine.real(self.release) / named) if "/" in named else named
-        real = machine.real(named)
-        if not real.exists():
-            return named
-        if why := writable_by_others(real):
-            raise BootagentError(f"hook {named} is refused: {why}", remedy="chown root, chmod go-w")
-        return str(real)
+        machine.write(marker, printed.encode(), mode=0o600)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bootagent import aws, beneath
+from bootagent import aws, beneath, footprint
 from bootagent.errors import BootagentError
 from bootagent.machine import Machine
 
@@ -38,7 +38,9 @@ class SharedFile:
         """Write it as a whole."""
         owner = machine.identity(self.user, self.group)
         root = machine.real(self.deploy_to)
-        beneath.write(root, f"shared/{self.path}", self._content(machine), mode=0o640, owner=owner)
+        content = self._content(machine)
+        footprint.note_file(machine, f"{self.deploy_to}/shared/{self.path}", content, until="reset")
+        beneath.write(root, f"shared/{self.path}", content, mode=0o640, owner=owner)
 
     def _content(self, machine: Machine) -> bytes:
         limit = beneath.MAX_FILE_BYTES

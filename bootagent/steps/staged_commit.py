@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bootagent import beneath
+from bootagent import beneath, footprint
 from bootagent.git_repository import Commit, check_out
 from bootagent.git_repository.address import without_secrets
 from bootagent.machine import Machine
@@ -36,6 +36,7 @@ class StagedCommit:
         root, release = machine.real(self.deploy_to), machine.real(self.release)
         releases = str(release.parent.relative_to(root))
         owner = machine.identity(self.user, self.group)
+        footprint.note(machine, f"{self.deploy_to}/repo", until="reset")
         partial = f".{release.name}.partial"
         beneath.remove_tree(machine, root, f"{releases}/{partial}")
         with beneath.directory(root, f"{releases}/{partial}", create=True, owner=owner):

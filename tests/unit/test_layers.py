@@ -27,7 +27,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"steps"}),
     frozenset({"sources"}),
     frozenset({"plan"}),
-    frozenset({"survey", "readiness"}),
+    frozenset({"survey", "readiness", "telling"}),
     frozenset({"agent", "console"}),
     frozenset({"picture", "report", "relay", "daemon", "arguments"}),
     frozenset({"lifecycle"}),

@@ -1,0 +1,47 @@
+"""Service directories and their links, gone."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from bootagent import runit, servicedir
+from bootagent.errors import ServiceError
+from bootagent.machine import Machine
+
+
+@dataclass(frozen=True)
+class RemovedServices:
+    """``app`` has no service directory below ``definitions``, no link in ``service_dir``, and no runsv.
+
+    ``services`` are those that are known, each with the seconds it may take to stop, should it be up.
+    """
+
+    app: str
+    definitions: str
+    service_dir: str
+    services: tuple[tuple[str, float], ...]
+
+    def __str__(self) -> str:
+        return f"remove the service directories of {self.app} ({', '.join(name for name, _ in self.services)})"
+
+    def is_satisfied(self, machine: Machine) -> bool:
+        """Whether they are gone."""
+        links = (machine.real(self.service_dir) / name for name, _ in self.services)
+        installed = servicedir.installed(machine, self.definitions, self.app)
+        return not installed and not any(link.is_symlink() for link in links)
+
+    def apply(self, machine: Machine) -> None:
+        """Take them down and away. Raises ServiceError for a runsv that stays."""
+        within = dict(self.services)
+        names = sorted({*within, *servicedir.installed(machine, self.definitions, self.app)})
+        root = machine.real(self.definitions)
+
+        def remove(name: str) -> bool:
+            servicedir.remove(machine, self.definitions, self.service_dir, name, within=within.get(name, 10.0))
+            return not runit.is_supervised(root / name)
+
+        with ThreadPoolExecutor(max(1, len(names))) as pool:
+            gone = list(pool.map(remove, names))
+        if still := [name for name, is_gone in zip(names, gone, strict=True) if not is_gone]:
+            raise ServiceError(f"its runsv does not end: {', '.join(still)}")
