@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from bootagent import __version__, plan, readiness, release, runit, servicedir, state
+from bootagent import __version__, plan, readiness, release, runit, servicedir, state, telling
 from bootagent.config import resolve
 from bootagent.config.document import Document
 from bootagent.config.model import App, Config
@@ -33,7 +33,7 @@ from bootagent.journal import Hearer, Journal, boot_id, timestamp, uptime
 from bootagent.lock import Lock
 from bootagent.machine import Machine, Note
 from bootagent.plan import DEPLOYING, Lane, Phase, Plan
-from bootagent.state import LastRun, Pending, ReleaseRecord, State
+from bootagent.state import Failure, LastRun, Pending, ReleaseRecord, State
 from bootagent.steps.base import Step
 from bootagent.survey import (
     attachments,
@@ -83,13 +83,15 @@ class Request:
 class Ending:
     """How one lane ended, as an exit code and a sentence; ``tail`` is what the failed program last said.
 
-    ``transient``: another try may end better, though nothing else is published.
+    ``transient``: another try may end better, though nothing else is published. ``failure`` is what went wrong, if
+    anything did, with where it did.
     """
 
     exit_code: int
     sentence: str
     tail: str = ""
     transient: bool = False
+    failure: Failure | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ class Outcome:
 
     ``transient`` is as :class:`Ending` has it; ``watch_seconds`` how often the configuration wants to look for a new
     release: 0 for never, None when it could not be read. ``left_alone``: somebody has stopped the services.
+    ``failures`` are the problems, with where they were.
     """
 
     exit_code: int
@@ -107,6 +110,11 @@ class Outcome:
     transient: bool = False
     watch_seconds: float | None = None
     left_alone: bool = False
+    failures: tuple[Failure, ...] = ()
+
+    def all_failures(self) -> tuple[Failure, ...]:
+        """What went wrong, before any lane began and in each of them."""
+        return (*self.failures, *(ending.failure for ending in self.endings.values() if ending.failure))
 
     def sentences(self) -> list[str]:
         """What to tell of it, worst first."""
@@ -121,22 +129,24 @@ def run(request: Request, machine: Machine, hearer: Hearer) -> Outcome:
         hearer({"event": "waiting", "t": 0.0, "step": f"another bootagent is at work ({holder})"})
 
     with Lock(machine, request.command, request.lock_wait, wait, force=request.force) as lock:
-        journal = Journal(machine, hearer, only_changes=request.command == "watch")
+        phases = telling.Phases(hearer)
+        journal = Journal(machine, phases, only_changes=request.command == "watch")
         machine = _telling(machine, journal)
         started = timestamp()
         journal.record(
             "run-begin", command=request.command, version=__version__, boot_id=boot_id(), uptime=round(uptime(), 2)
         )
-        work, quiet = _Run(request, machine, journal, lock), False
+        work, quiet, refused = _Run(request, machine, journal, lock), False, False
         outcome = replace(work.outcome(), seconds=round(journal.elapsed(), 3), watch_seconds=work.watch_seconds())
         try:
             quiet = journal.is_quiet and work.ended_so_before(outcome)
-            refused = (outcome.exit_code == EXIT_USAGE and work.config) or quiet
-            work.remember(
-                None if refused or outcome.left_alone else _last_run(request, journal, started, outcome, work)
-            )
+            refused = (outcome.exit_code == EXIT_USAGE and work.config is not None) or quiet or outcome.left_alone
+            last = _last_run(request, journal, started, outcome, work)
+            work.remember(None if refused else replace(last, phases=phases.seconds()))
         except BootagentError as error:  # on a full disk, too, the exit code is to be the truth
             outcome = replace(outcome, problems=(*outcome.problems, str(error)))
+        if not refused:
+            work.tell()
         journal.record(
             "run-end",
             exit_code=outcome.exit_code,
@@ -145,6 +155,7 @@ def run(request: Request, machine: Machine, hearer: Hearer) -> Outcome:
             readiness=work.readiness,
             problems=outcome.sentences() if outcome.exit_code else [],
             tails={name: ending.tail for name, ending in outcome.endings.items() if ending.tail},
+            failures=[{**vars(failure), "tail": ""} for failure in outcome.all_failures()],
         )
         journal.close()
         if not (outcome.left_alone or quiet):
@@ -169,6 +180,8 @@ class _Run:
         self.readiness: Literal["sustained", "prepared"] | None = None
         self._pooled = False
         self._serving: dict[str, Sequence[Step]] = {}
+        self._instance: Instance | None = None
+        self._unread: dict[str, BootagentError] = {}
 
     def outcome(self) -> Outcome:
         try:
@@ -181,14 +194,16 @@ class _Run:
         except _LeftAloneError as error:
             return Outcome(EXIT_DONE, {}, (str(error),), left_alone=True)
         except ConfigError as error:
-            return Outcome(error.exit_code, {}, tuple(map(str, error.problems)))
+            failures = tuple(Failure(str(problem)) for problem in error.problems)
+            return Outcome(error.exit_code, {}, tuple(map(str, error.problems)), failures=failures)
         except UsageError as error:
-            return Outcome(error.exit_code, {}, (str(error),))
+            return Outcome(error.exit_code, {}, (str(error),), failures=(telling.failure_of(error),))
         except BootagentError as error:
-            code = EXIT_DEGRADED if self._something_serves() else EXIT_FAILED
-            return Outcome(code, {}, (str(error),), transient=True)
+            code, failure = EXIT_DEGRADED if self._something_serves() else EXIT_FAILED, telling.failure_of(error)
+            return Outcome(code, {}, (str(error),), transient=True, failures=(failure,))
         except Exception as error:
-            return Outcome(EXIT_FAILED, {}, (str(self._fault(error)),))
+            said = str(self._fault(error))
+            return Outcome(EXIT_FAILED, {}, (said,), failures=(Failure(said),))
 
     def remember(self, last_run: LastRun | None) -> None:
         """Record how the run ended; None: it was refused before it began, and how the last one ended still holds."""
@@ -196,6 +211,19 @@ class _Run:
             self._save(replace(self._state, last_run=last_run))
         else:
             self._save(replace(self._state, begun=self._begun_before))
+
+    def tell(self) -> None:
+        """Tell whoever wants to know how the run ended. It is a courtesy, and none of it fails a run."""
+        here, known = self._instance, self._state
+        try:
+            how = resolve.telling(self._document) if self._document else telling.as_before(known.told)
+            region = here.region if here else None
+            told = telling.tell(self._machine, known, how, region, boot_id=boot_id(), seen=here is not None)
+            self._save(replace(self._state, told=told))
+        except BootagentError as error:
+            self._machine.tell(Note(f"what was told cannot be remembered: {error}"))
+        except Exception as error:
+            self._fault(error)
 
     def ended_so_before(self, outcome: Outcome) -> bool:
         """Whether the last run that is told of ended the same way."""
@@ -220,6 +248,7 @@ class _Run:
             instance = read_instance(
                 self._document, request.tags, lambda instance_id: self._state.tags_on(instance_id), self._pause
             )
+        self._instance = instance
         self._state = self._state.on_instance(instance.instance_id)
         self.config = self._resolved(self._document, instance)
         if request.command in CONFIGURING:
@@ -234,6 +263,7 @@ class _Run:
         with journal.span("read", "ask the sources what is new"):
             patience = resolve.metadata_within(self._document) if request.command == "run" else EARLY_SECONDS
             known = look(self.config, instance, self._machine, self._state, patience, absent)
+        self._unread = {name: one.revision for name, one in known.items() if isinstance(one.revision, BootagentError)}
         return make_plan(self.config, known, self._state.apps, instance, self._machine, request.retry)
 
     def _attach(self, config: Config, instance: Instance) -> dict[str, BootagentError]:
@@ -247,7 +277,7 @@ class _Run:
         failures = side_by_side(lambda one: self._run_all(one.steps, "attach", one.name), wanted)
         failed = [(one, error) for one, error in zip(wanted, failures, strict=True) if error]
         if lost := [f"{one.name}: {error}" for one, error in failed if not one.apps]:
-            raise MachineError("; ".join(lost))
+            raise MachineError("; ".join(lost)) from next(error for one, error in failed if not one.apps)
         return {app: error for one, error in failed for app in one.apps}
 
     def _let_go(self, former: Step) -> None:
@@ -358,7 +388,8 @@ class _Run:
             failures = side_by_side(lambda lane, phase=phase: self._run_steps(lane, phase), going)
             failed = [(lane, error) for lane, error in zip(going, failures, strict=True) if error]
             for lane, error in failed:
-                endings[lane.app] = self._fall_back(lane, phase, error)
+                failure = telling.failure_of(error, lane.app)
+                endings[lane.app] = replace(self._fall_back(lane, phase, error), failure=failure)
             going = [lane for lane in going if lane.app not in endings]
         for lane in going:
             endings[lane.app] = self._prepared(lane) if self._pooled else self._succeeded(lane)
@@ -366,9 +397,20 @@ class _Run:
         for lane, error in zip(going, side_by_side(lambda lane: self._run_steps(lane, "retire"), going), strict=True):
             if error:  # it serves; what is left over costs money, and the next run tries again
                 ending = endings[lane.app]
-                endings[lane.app] = replace(ending, sentence=f"{ending.sentence}; {error}", transient=True)
+                failure = telling.failure_of(error, lane.app)
+                said = f"{ending.sentence}; {error}"
+                endings[lane.app] = replace(ending, sentence=said, transient=True, failure=failure)
+        for lane in made.lanes:  # what was so before a step was tried
+            if (ending := endings[lane.app]).exit_code != EXIT_DONE and ending.failure is None:
+                endings[lane.app] = replace(ending, failure=self._planned_failure(lane))
         worst = max((ending.exit_code for ending in endings.values()), key=_severity, default=EXIT_DONE)
         return Outcome(worst, endings, transient=any(ending.transient for ending in endings.values()))
+
+    def _planned_failure(self, lane: Lane) -> Failure:
+        """Why a lane was less than what was asked for from the beginning."""
+        if error := self._unread.get(lane.app):
+            return telling.failure_of(error, lane.app)
+        return Failure(lane.reason, lane.app, phase="plan")
 
     def _take_down(self, made: Plan) -> Outcome:
         """Carry out a stop: whatever one step could not do, every other has its turn."""
@@ -408,11 +450,11 @@ class _Run:
                 if not step.is_satisfied(self._machine):
                     raise BootagentError("it was done, and yet it is not so")
         except BootagentError as error:
-            raise StepError(str(step), error) from error
+            raise StepError(str(step), error, phase=phase) from error
         except OSError as error:  # a full disk, a directory gone: the machine's fault, and told like one
-            raise StepError(str(step), MachineError(str(error))) from error
+            raise StepError(str(step), MachineError(str(error)), phase=phase) from error
         except Exception as error:  # a fault of ours fails this lane like any other: it may have to go back
-            raise StepError(str(step), self._fault(error)) from error
+            raise StepError(str(step), self._fault(error), phase=phase) from error
 
     # --- what a launch waits for -------------------------------------------------------------------------------
 
@@ -429,16 +471,16 @@ class _Run:
                 problem = readiness.lasting_problem(self._machine, self._serving, definitions, seconds)
             if problem:
                 said = (*outcome.problems, problem)
-                return replace(outcome, exit_code=EXIT_FAILED, problems=said, transient=True)
+                failures = (*outcome.failures, Failure(problem, phase="serve"))
+                return replace(outcome, exit_code=EXIT_FAILED, problems=said, transient=True, failures=failures)
             self.readiness = "sustained"
         return outcome
 
     def _keep_down(self) -> None:
         """In the warm pool nothing serves, not even what the image or an earlier run has brought."""
-        services = services_to_stop(self._document, self._state, self._machine)
-        for lane in plan.stop(services, POOLED).lanes:
-            if error := self._run_all(lane.steps.get("serve", ()), "attach", lane.app):
-                raise error
+        down = plan.services_down(services_to_stop(self._document, self._state, self._machine))
+        if error := self._run_all(down, "attach", "warm pool"):
+            raise error
 
     def _prepared(self, lane: Lane) -> Ending:
         """A lane that ends before its release is switched to; the run that is to serve takes it up from there."""
@@ -600,7 +642,8 @@ def _summarize(request: Request, machine: Machine, outcome: Outcome) -> None:
 def _stopped(lane: Lane, errors: Sequence[BootagentError]) -> Ending:
     if errors:
         tail = "\n".join(filter(None, map(_tail, errors)))
-        return Ending(EXIT_FAILED, "; ".join(map(str, errors)), tail, transient=True)
+        failure = telling.failure_of(errors[0], lane.app)
+        return Ending(EXIT_FAILED, "; ".join(map(str, errors)), tail, transient=True, failure=failure)
     return Ending(EXIT_DONE, f"its services are down; {lane.reason}")
 
 
@@ -641,4 +684,8 @@ def _last_run(request: Request, journal: Journal, started: str, outcome: Outcome
         environment=work.config.environment if work.config else None,
         apps={name: ending.sentence for name, ending in outcome.endings.items()},
         boot_id=boot_id(),
+        mode=work.config.mode if work.config else None,
+        seconds=outcome.seconds,
+        exit_codes={name: ending.exit_code for name, ending in outcome.endings.items()},
+        failures=outcome.all_failures(),
     )

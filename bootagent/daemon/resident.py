@@ -35,6 +35,8 @@ LOCK = "/run/bootagent/daemon.lock"
 #: As errors.py has them; that module is not small.
 EXIT_FAILED, EXIT_USAGE, EXIT_TRY_LATER = 1, 2, 75
 SUMMARY = "/run/bootagent/summary"
+#: There while an escort may wait for what the runs find, who look: as readiness.py has it.
+LAUNCHING = "/run/bootagent/launching"
 #: What the runs are called in the status line.
 SAID = {"run": "boot", "watch": "looking for a new release", "retry": "another try"}
 
@@ -72,6 +74,11 @@ class Resident:
         self._stopped_summary: tuple[int, str] = (0, "")  # and what was said of it
         self._killed = False
         self._abandoned: list[Child] = []
+        self._pooled: bool | None = None  # whether the warm pool has the instance; None: nobody has looked yet
+        self._escort: Child | None = None  # answers the hooks of the group, beside the run or the stop
+        self._escort_done = False  # the launch is over, or there was none
+        self._escort_said = ""
+        self._farewell_for = ""  # the reason that the group was told of the stop for
 
     def run(self) -> int:
         """Stay until told to leave; returns the exit code."""
@@ -121,6 +128,7 @@ class Resident:
         if signal.SIGHUP in self._signals:
             self._signals.discard(signal.SIGHUP)
             self._retry_seconds = RETRY_SECONDS
+            self._escort_done = False  # the configuration may name other hooks by now
             if dying := told_to_die(self._notices):
                 self._log("hangup ignored", reason=dying)
             else:
@@ -129,6 +137,7 @@ class Resident:
     def _leave(self) -> int:
         self._manager.stopping()
         self._log("leaving")
+        self._dismiss_escort()
         if self._child:
             self._end_child()
             deadline = time.monotonic() + END_SECONDS
@@ -141,6 +150,7 @@ class Resident:
     # --- children ----------------------------------------------------------------------------------------------
 
     def _begin(self, why: str) -> None:
+        self._have_escorted(why)
         if why == "stop":
             argv = [*self._launcher, "stop", "--force", "--lock-wait", str(PATIENCE_SECONDS), *self._place]
             argv += ["--reason", told_to_die(self._notices), *self._log_words]
@@ -158,6 +168,7 @@ class Resident:
 
     def _reap(self) -> None:
         self._abandoned = [old for old in self._abandoned if old.ended() is None]
+        self._reap_escort()
         child = self._child
         if child is None:
             return
@@ -182,6 +193,9 @@ class Resident:
     def _after(self, child: Child, code: int) -> None:
         """Decide what a child's end leads to."""
         if child.why == "stop":
+            if self._farewell_for != told_to_die(self._notices):
+                self._farewell_for = told_to_die(self._notices)
+                self._send_escort("stopped")
             self._due, self._due_why = None, ""
             if code == 0:
                 self._stopped_for = told_to_die(self._notices)
@@ -240,6 +254,62 @@ class Resident:
             child.heard = False
             self._poll.unregister(child.pipe)
 
+    # --- escorts -----------------------------------------------------------------------------------------------
+
+    def _have_escorted(self, why: str) -> None:
+        """Have the group's hooks answered beside what begins. Whether there are any, the escort finds out."""
+        if why == "stop":
+            if self._farewell_for != told_to_die(self._notices):
+                self._send_escort("terminating")
+        elif why != "watch" and self._escort is None and not self._escort_done and self._endpoint is not None:
+            self._send_escort("launching")
+
+    def _send_escort(self, purpose: str) -> None:
+        self._dismiss_escort()
+        argv = [*self._launcher, "run", "--escort", purpose, *self._place, *self._words]
+        try:
+            self._escort = Child(purpose, argv)
+        except OSError as error:
+            self._log("cannot start", level="error", command=argv[0], error=str(error))
+            return
+        self._poll.register(self._escort.pipe, select.POLLIN)
+        if purpose == "launching":
+            try:
+                os.close(os.open(self._root + LAUNCHING, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            except OSError as error:
+                self._log("cannot write", level="error", path=LAUNCHING, error=str(error))
+
+    def _reap_escort(self) -> None:
+        escort = self._escort
+        if escort is None:
+            return
+        if not escort.read():
+            self._forget_pipe(escort)
+        code = escort.ended()
+        if code is None:
+            return
+        self._forget_pipe(escort)
+        self._escort, self._escort_said = None, escort.status
+        self._escort_done = escort.why == "launching" and code == 0
+        self._forget_launch()
+        if escort.status or code not in (0, EXIT_USAGE):  # what is wrong with a configuration, the run has said
+            self._log("escort ended", level="error" if code else "info", why=escort.why, exit_code=code)
+
+    def _dismiss_escort(self) -> None:
+        """What it was at is over, or the next one's."""
+        if self._escort:
+            self._forget_pipe(self._escort)
+            self._escort.signal(signal.SIGTERM)
+            self._abandoned.append(self._escort)
+        self._escort, self._escort_said = None, ""
+        self._forget_launch()
+
+    def _forget_launch(self) -> None:
+        try:
+            os.unlink(self._root + LAUNCHING)  # noqa: PTH108
+        except OSError:
+            pass
+
     # --- notices -----------------------------------------------------------------------------------------------
 
     def _look(self) -> None:
@@ -268,12 +338,23 @@ class Resident:
         was_told = told_to_die(self._notices)
         self._notices = found
         if was_told and found.get("lifecycle", "InService") == "InService" and "spot" not in found:  # called off
-            self._stopped_for = ""
+            self._stopped_for = self._farewell_for = ""
+            self._dismiss_escort()
             self._wanted = "reconfigure"
+        pooled = found.get("lifecycle", "").startswith("Warmed:")
+        if self._pooled not in (None, pooled) and not told_to_die(found):  # in it nothing serves, out of it all does
+            self._dismiss_escort()
+            self._escort_done = False
+            self._wanted = "reconfigure"
+        self._pooled = pooled
 
     # --- telling -----------------------------------------------------------------------------------------------
 
     def _status(self) -> str:
+        escort = self._escort.status if self._escort else self._escort_said
+        return "; ".join([self._work_status(), escort] if escort else [self._work_status()])
+
+    def _work_status(self) -> str:
         if self._child:
             if self._child.why == "stop":
                 return f"stopping the services: {told_to_die(self._notices)}"
