@@ -181,6 +181,12 @@ def rename(root: Path, parent: str, old: str, new: str) -> None:
         os.rename(old, new, src_dir_fd=descriptor, dst_dir_fd=descriptor)
 
 
+def unlink(root: Path, parent: str, name: str) -> None:
+    """Remove a file of the directory ``parent`` below ``root``, if it is there."""
+    with contextlib.suppress(FileNotFoundError), directory(root, parent) as descriptor:
+        os.unlink(name, dir_fd=descriptor)
+
+
 def set_time(root: Path, relative: str, when: float | None) -> None:
     """Set the modification time of an entry, which must not be a link, to a Unix time; None: now."""
     path = PurePosixPath(relative)

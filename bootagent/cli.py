@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -193,8 +193,7 @@ def _each(calls: Iterable[None]) -> None:
 
 def _tell_outcome(outcome: Any, *, as_json: bool) -> None:
     if as_json:
-        endings = {name: vars(ending) for name, ending in outcome.endings.items()}
-        _print_json(vars(outcome) | {"endings": endings})
+        _print_json(asdict(outcome))
     else:
         _print_outcome(outcome)
 

@@ -111,12 +111,13 @@ class AwsError(BootagentError):
 
 
 class StepError(BootagentError):
-    """A step of the plan failed; ``step`` is its sentence, the cause is chained."""
+    """A step of the plan failed; ``step`` is its sentence, ``phase`` where it is in the plan, the cause is chained."""
 
-    def __init__(self, step: str, cause: BootagentError) -> None:
+    def __init__(self, step: str, cause: BootagentError, *, phase: str | None = None) -> None:
         super().__init__(f"{step}: {cause}")
         self.step = step
         self.cause = cause
+        self.phase = phase
 
 
 def plain(text: str) -> str:

@@ -86,8 +86,29 @@ class AppState:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """What went wrong with an app; with None, before any app had its turn.
+
+    ``phase`` and ``step`` say where, ``sentence`` why, ``tail`` what the program or service last said. ``code``,
+    ``request_id`` and ``iam_action`` are those of the call to AWS that failed.
+    """
+
+    sentence: str
+    app: str | None = None
+    phase: str = "read"
+    step: str | None = None
+    tail: str = ""
+    code: str | None = None
+    request_id: str | None = None
+    iam_action: str | None = None
+
+
+@dataclass(frozen=True)
 class LastRun:
-    """How the last finished run ended; ``apps`` maps each to its sentence. Times are RFC 3339 UTC."""
+    """How the last finished run ended; ``apps`` maps each to its sentence, ``exit_codes`` to what it ended in.
+
+    Times are RFC 3339 UTC; ``phases`` says how many seconds each had, where lanes run side by side the longest.
+    """
 
     run: str
     command: str
@@ -99,6 +120,24 @@ class LastRun:
     role: str | None = None
     environment: str | None = None
     apps: Mapping[str, str] = field(default_factory=dict)
+    boot_id: str | None = None
+    mode: str | None = None
+    seconds: float = 0.0
+    exit_codes: Mapping[str, int] = field(default_factory=dict)
+    failures: tuple[Failure, ...] = ()
+    phases: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Told:
+    """What others were told last: the instance's tags in EC2, in which region, and the file for Prometheus.
+
+    ``boot_id`` is the boot in which it was seen whose tags they are.
+    """
+
+    region: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    metrics: str | None = None
     boot_id: str | None = None
 
 
@@ -117,6 +156,7 @@ class State:
     tags: Mapping[str, str] = field(default_factory=dict)
     stopped: str | None = None
     definitions: str | None = None
+    told: Told = Told()
 
     def app(self, name: str, deploy_to: str) -> AppState:
         """An app's state; a fresh one when none is known, or when it lived in another directory."""
@@ -137,9 +177,10 @@ class State:
         if self.instance_id == instance_id:
             return self
         if self.instance_id is None:  # learned where no metadata said who it was, say while an image was made
-            return replace(self, instance_id=instance_id, tags={})
+            return replace(self, instance_id=instance_id, tags={}, told=Told(metrics=self.told.metrics))
         apps = {name: replace(app, pending=None) for name, app in self.apps.items()}
-        return State(instance_id, apps, None, self.begun, definitions=self.definitions)
+        told = Told(metrics=self.told.metrics)
+        return State(instance_id, apps, None, self.begun, definitions=self.definitions, told=told)
 
 
 def load(machine: Machine) -> State:
@@ -181,9 +222,15 @@ def _from_json(found: Any) -> State:
             )
             for name, app in found["apps"].items()
         },
-        last_run=LastRun(**found["last_run"]) if found["last_run"] else None,
+        last_run=_last_run(found["last_run"]) if found["last_run"] else None,
         begun=found.get("begun"),
         tags=found.get("tags", {}),
         stopped=found.get("stopped"),
         definitions=found.get("definitions"),
+        told=Told(**found.get("told", {})),
     )
+
+
+def _last_run(found: Any) -> LastRun:
+    failures = tuple(Failure(**one) for one in found.get("failures", ()))
+    return LastRun(**{**found, "failures": failures})

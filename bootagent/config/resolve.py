@@ -10,7 +10,7 @@ from typing import Any
 from bootagent.config import choice, coordinates, order, rules, schema, services, sources
 from bootagent.config.choice import Choice
 from bootagent.config.document import Document
-from bootagent.config.model import App, Config, Limits, LinkedFile, Runit, Service
+from bootagent.config.model import App, Config, Limits, LinkedFile, Runit, Service, Telling
 from bootagent.config.quantities import seconds, size
 from bootagent.errors import ConfigError, Problem
 
@@ -39,6 +39,11 @@ def metadata_within(document: Document) -> float:
 def watch_interval(document: Document) -> float:
     """How often to look for a new release, in seconds; 0: never."""
     return seconds(document.tables["watch"]["interval"])
+
+
+def telling(document: Document) -> Telling:
+    """Who is told how a run ended, whatever the instance."""
+    return services.telling(document.tables["tell"])
 
 
 def default_tags(document: Document) -> Mapping[str, str]:
@@ -107,7 +112,7 @@ def resolve(document: Document, facts: Mapping[str, str], tags: Mapping[str, str
         mode=chosen.mode,
         traffic=services.traffic(role.get("traffic")),
         lifecycle=services.lifecycle(lifecycle),
-        telling=services.telling(document.tables["tell"]),
+        telling=telling(document),
     )
 
 
