@@ -2,7 +2,7 @@
 
     /etc/sv/APP.NAME/            root's: nobody else may say what root runs
         run                      drops to the user, then starts a runsv of his on the directory below
-        env/                     the whole environment, for chpst -e; only root can read it
+        env/                     the environment but for secrets, for chpst -e; only root can read it
         service/                 run, finish, check, log/run, control/ … as the release has them, given to the user
         bootagent.json           the marker: which release and definition was last seen to work
     /etc/service/APP.NAME        a link to it
@@ -17,7 +17,6 @@ import hashlib
 import json
 import os
 import pwd
-import re
 import shlex
 import stat
 from collections.abc import Mapping
@@ -25,47 +24,21 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from bootagent import beneath, runit
+from bootagent import beneath, cgroups, runit
 from bootagent.errors import BootagentError
 from bootagent.machine import MINIMAL_ENVIRONMENT, Identity, Machine, login_environment
+from bootagent.runscript import HARDWARE_ID as HARDWARE_ID
+from bootagent.runscript import RunScript, together
+from bootagent.runtimes import Shims
+from bootagent.servicefiles import FREE, Confinement, Files, confined
 
 MARKER = "bootagent.json"
-#: Where the firmware of a Nitro instance shows its id; others show nothing of the kind. An image made of an instance
-#: carries its services along: they must not start as those of the old instance before the new one knows its tags.
-HARDWARE_ID = "/sys/class/dmi/id/board_asset_tag"
-_INSTANCE_ID = re.compile(r"i-[0-9a-f]+")
 #: Where logs go unless configured; what is there is ours to give to whoever the service's user is now.
 OWN_LOGS = "/var/log/bootagent/"
-_SCRIPTS = ("run", "finish", "check", "log/run", "log/finish", "log/check")
+#: In the environment of all that a service starts, the real path of its directory: so what it left behind is known.
+VARIABLE = "BOOTAGENT_SERVICE"
 _TAIL_LINES = 5
 _TAIL_BYTES = 8192
-
-Files = tuple[tuple[str, bytes, int], ...]
-
-
-def from_command(current: Path, command: tuple[str, ...]) -> Files:
-    """The files of a service that runs ``command`` in ``current``."""
-    script = f"#!/bin/sh\nexec 2>&1\ncd {shlex.quote(str(current))} || exit 111\nexec {shlex.join(command)}\n"
-    return (("run", script.encode(), 0o755),)
-
-
-def from_release(release: Path, relative: str) -> Files:
-    """The files of a service directory in a release, unchanged; what runsv makes itself is left out.
-
-    Raises BootagentError when there is no ``run``, or something that is no regular file.
-    """
-    found: list[tuple[str, bytes, int]] = []
-    for path, entry in beneath.files(release, relative, without="supervise"):
-        if not stat.S_ISREG(entry.st_mode):
-            raise BootagentError(f"{relative}/{path} of the release is no regular file")
-        content, mode = beneath.read(release, f"{relative}/{path}")
-        if content.partition(b"\n")[0].startswith(b"#!") and content.partition(b"\n")[0].endswith(b"\r"):
-            raise BootagentError(f"{relative}/{path} of the release has DOS line ends", remedy="convert it")
-        executable = mode & 0o100 or path in _SCRIPTS or path.startswith("control/")
-        found.append((path, content, 0o755 if executable else 0o644))
-    if "run" not in [path for path, _, _ in found]:
-        raise BootagentError(f"{relative} of the release has no run script")
-    return tuple(found)
 
 
 def installed(machine: Machine, definitions: str, app: str) -> list[str]:
@@ -98,6 +71,8 @@ def remove(machine: Machine, definitions: str, service_dir: str, name: str, *, w
     link.unlink(missing_ok=True)
     if runit.is_supervised(outer):
         runit.leave(machine, outer, within=within)
+    cgroups.remove(machine, name)
+    machine.remove_tree(together(machine, name))
     machine.remove_tree(outer)
 
 
@@ -143,17 +118,24 @@ def _log_file(machine: Machine, log: str) -> IO[bytes]:
 class ServiceDirectory:
     """One service directory as it should be. ``identity`` None: as the agent itself.
 
-    ``needs`` are mountpoints: at a boot, runsvdir may be there before they are.
+    ``needs`` are mountpoints: at a boot, runsvdir may be there before they are. Nor may ``secrets`` be: a directory as
+    ``chpst -e`` reads it, on a tmpfs, which somebody else fills. What ``env`` says goes over them; None unsets a
+    variable. What everybody has goes over them too, but for the names in ``without``. ``shims`` go before any PATH.
     """
 
     name: str
     files: Files
-    env: tuple[tuple[str, str], ...]
+    env: tuple[tuple[str, str | None], ...]
     log: str
     identity: Identity | None
     definitions: str
     service_dir: str
     needs: tuple[str, ...] = ()
+    secrets: str | None = None
+    without: tuple[str, ...] = ()
+    shims: Shims | None = None
+    confinement: Confinement = FREE
+    cgroup: cgroups.Limits | None = None
 
     def outer(self, machine: Machine) -> Path:
         """Root's directory."""
@@ -166,19 +148,24 @@ class ServiceDirectory:
     def fingerprint(self) -> str:
         """Equal exactly when the definition is."""
         files = [(path, hashlib.sha256(content).hexdigest(), mode) for path, content, mode in self.files]
-        who = vars(self.identity) if self.identity else None
-        return hashlib.sha256(json.dumps([self.name, files, self.env, self.log, who]).encode()).hexdigest()
+        others = (self.identity, self.shims, self.confinement, self.cgroup)
+        rest = (self.name, self.env, self.log, self.secrets, self.without, *(one and vars(one) for one in others))
+        return hashlib.sha256(json.dumps([files, *rest]).encode()).hexdigest()
 
     def is_installed(self, machine: Machine) -> bool:
         """Whether every file and the link are as they should be, and no other is there."""
         outer, link = self.outer(machine), machine.real(self.service_dir) / self.name
         if not link.is_symlink() or link.readlink() != outer:
             return False
+        if self.cgroup and not cgroups.is_made(machine, self.name, self.cgroup):
+            return False
         return _present(outer) == {path: (content, mode) for path, content, mode in self._outer_files(machine)}
 
     def install(self, machine: Machine, *, stop_within: float) -> None:
         """Write the files, stop what ran from the old ones, and hand the service to runsvdir."""
         outer, inner = self.outer(machine), self.inner(machine)
+        if self.cgroup:
+            cgroups.make(machine, self.name, self.cgroup)
         self._make_log(machine)
         for directory in (outer, inner):
             machine.make_directory(directory)
@@ -198,8 +185,10 @@ class ServiceDirectory:
             with beneath.directory(place, "supervise", create=True, owner=self.identity, claim=True) as supervise:
                 os.fchmod(supervise, 0o700)
         # Where mounts change places, the log's program may still be in the old one.
-        if runit.is_supervised(outer) and (self.needs or _reaches_runsv(before, wanted)):
+        # And secrets that have changed reach the service only through its runsv.
+        if runit.is_supervised(outer) and (self.needs or self.secrets or _reaches_runsv(before, wanted)):
             runit.restart(machine, outer, within=stop_within)
+        self._forget_what_is_left(machine)
         machine.make_directory(machine.real(self.service_dir))
         machine.link(machine.real(self.service_dir) / self.name, outer)
 
@@ -214,6 +203,13 @@ class ServiceDirectory:
             remove(machine, self.definitions, self.service_dir, self.name)
             self.unmark(machine)
             machine.make_directory(self.inner(machine))
+
+    def _forget_what_is_left(self, machine: Machine) -> None:
+        """Of a definition that had a control group, or secrets."""
+        if not self.cgroup:
+            cgroups.remove(machine, self.name)
+        if not self.secrets:
+            machine.remove_tree(together(machine, self.name))
 
     def _make_log(self, machine: Machine) -> None:
         """Make the log directory; svlogd writes it as the user. It may lie where another user can write."""
@@ -247,39 +243,34 @@ class ServiceDirectory:
         # The user gets the files; the directories stay root's, so that no link can be slipped under root's writes.
         machine.write(target, content, mode=mode, owner=self.identity if path.startswith("service/") else None)
 
+    def environment(self, machine: Machine) -> dict[str, str | None]:
+        """All variables of the service but for its secrets; None for those it is not to have."""
+        common = {**MINIMAL_ENVIRONMENT, **login_environment(self.identity)}
+        given: dict[str, str | None] = {name: value for name, value in common.items() if name not in self.without}
+        given |= {**dict(self.env), VARIABLE: str(self.outer(machine))}
+        return {**given, **(self.shims.over(given) if self.shims else {})}
+
     def _outer_files(self, machine: Machine) -> list[tuple[str, bytes, int]]:
         files = [("run", self._run_script(machine), 0o755)]
-        variables = {
-            **MINIMAL_ENVIRONMENT,
-            **login_environment(self.identity),
-            **dict(self.env),
-        }
-        files += [(f"env/{name}", value, 0o600) for name, value in runit.environment_directory(variables).items()]
-        files += [(f"service/{path}", content, mode) for path, content, mode in self.files]
+        variables = runit.environment_directory(self.environment(machine))
+        files += [(f"env/{name}", value, 0o600) for name, value in variables.items()]
+        files += [(f"service/{path}", content, mode) for path, content, mode in confined(self.files, self.confinement)]
         if "log/run" not in [path for path, _, _ in self.files]:
-            log = f"#!/bin/sh\nexec svlogd -tt {shlex.quote(str(machine.real(self.log)))}\n"
-            files.append(("service/log/run", log.encode(), 0o755))
+            # The service's own PATH may lead anywhere.
+            path, log = MINIMAL_ENVIRONMENT["PATH"], shlex.quote(str(machine.real(self.log)))
+            files.append(("service/log/run", f"#!/bin/sh\nPATH={path}\nexec svlogd -tt {log}\n".encode(), 0o755))
         return files
 
     def _run_script(self, machine: Machine) -> bytes:
-        outer = self.outer(machine)
-        words = ["env", "-i", f"PATH={MINIMAL_ENVIRONMENT['PATH']}", "chpst", "-e", str(outer / "env")]
-        if self.identity:
-            ids = (self.identity.uid, self.identity.gid, *self.identity.groups)
-            words += ["-u", ":" + ":".join(map(str, ids))]
-        words += ["runsv", str(self.inner(machine))]
-        lines = ["#!/bin/sh", f"# Made by bootagent for {self.name}; changes are overwritten."]
-        if instance := _hardware_id(machine):
-            lines += [
-                "# In an image made of this instance, what is to run is for the agent to say first.",
-                f"read -r here <{shlex.quote(str(machine.real(HARDWARE_ID)))}",
-                f'[ "$here" = {instance} ] || exec sleep infinity',
-            ]
-        for point in self.needs:
-            # The table is asked, not the mountpoint: a dead server would hang whoever does.
-            shown = shlex.quote(f" {_as_in_table(str(machine.real(point)))} ")
-            lines.append(f"until grep -qsF {shown} /proc/self/mounts; do sleep 0.5; done")
-        return "\n".join([*lines, f"exec {shlex.join(words)}", ""]).encode()
+        return RunScript(
+            name=self.name,
+            directory=str(self.outer(machine)),
+            identity=self.identity,
+            needs=self.needs,
+            secrets=self.secrets,
+            cgroup=self.cgroup,
+            open_files=self.confinement.open_files,
+        ).text(machine)
 
     # --- the marker --------------------------------------------------------------------------------------------
 
@@ -303,20 +294,6 @@ class ServiceDirectory:
         outer = self.outer(machine)
         machine.make_directory(outer)
         machine.write(outer / MARKER, b"{}\n", mode=0o600)
-
-
-def _as_in_table(path: str) -> str:
-    """A path as /proc/self/mounts has it: fstab(5)."""
-    return "".join(f"\\{ord(char):03o}" if char in " \t\n\\" else char for char in path)
-
-
-def _hardware_id(machine: Machine) -> str | None:
-    """The instance id as the firmware has it; None where it has none."""
-    try:
-        found = machine.real(HARDWARE_ID).read_text(errors="replace").strip()
-    except OSError:
-        return None
-    return found if _INSTANCE_ID.fullmatch(found) else None
 
 
 def _present(outer: Path) -> dict[str, tuple[bytes, int]]:

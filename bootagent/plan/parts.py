@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from bootagent import cgroups
 from bootagent.config.model import App, Check, Config, EbsSource, NfsSource, Runit, S3Source, Service
 from bootagent.ebs.snapshots import Snapshot
 from bootagent.git_repository import Commit
+from bootagent.plan import environment
 from bootagent.plan.lane import Known, Moment
 from bootagent.plan.volumes import is_on_volumes, of_another_kind, restored, retired_volumes
 from bootagent.pull.bundle import Bundle, Limits
+from bootagent.servicefiles import Confinement
 from bootagent.sources import Content, Tree
 from bootagent.steps.base import Step
 from bootagent.steps.current import Current
@@ -85,8 +88,8 @@ def services(config: Config, app: App, mark: str | None, *, stand_in: str | None
         app=app.name,
         current=stand_in or f"{app.deploy_to}/current",
         mark=mark,
-        specs=tuple(_spec(service) for service in app.services),
-        unnamed=_spec(app.unnamed),
+        specs=tuple(_spec(app, service) for service in app.services),
+        unnamed=_spec(app, app.unnamed),
         only=app.only,
         release_services=app.release_services,
         watched=tuple(f"{app.deploy_to}/shared/{file.path}" for file in app.linked_files if file.origin),
@@ -96,6 +99,9 @@ def services(config: Config, app: App, mark: str | None, *, stand_in: str | None
         needs=(
             *(volume.mountpoint for volume in config.volumes),
             *(_mountpoints(app) if in_place else ()),
+        ),
+        environment=environment.tree(
+            app, stand_in or f"{app.deploy_to}/current", copied=in_place and copies_scripts(app)
         ),
     )
 
@@ -150,7 +156,7 @@ def scripts(app: App) -> str:
     return f"{SCRIPTS}/{app.name}"
 
 
-def _spec(service: Service) -> ServiceSpec:
+def _spec(app: App, service: Service) -> ServiceSpec:
     check: Check = service.check
     return ServiceSpec(
         name=service.name,
@@ -165,4 +171,9 @@ def _spec(service: Service) -> ServiceSpec:
         http=check.http,
         tcp=check.tcp,
         check_command=check.command,
+        runtime=service.runtime,
+        wrapper=service.wrapper,
+        directory=service.directory,
+        confinement=Confinement(service.umask, **vars(service.limits)),
+        cgroup=cgroups.Limits(**vars(service.cgroup)) if service.cgroup else None,
     )

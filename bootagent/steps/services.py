@@ -10,11 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from bootagent import beneath, runit, servicedir
+from bootagent import beneath, cgroups, runit, runtimes, servicedir, servicefiles
+from bootagent.environment import directories, secrets
+from bootagent.environment.concealed import Concealed
+from bootagent.environment.directories import Tree
 from bootagent.errors import BootagentError, MachineError, ServiceError
 from bootagent.health import command_problem, http_problem, tcp_problem
 from bootagent.machine import Machine, Note
 from bootagent.servicedir import LogEnd, ServiceDirectory
+from bootagent.servicefiles import FREE, Confinement
 
 POLL_SECONDS = 0.1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
@@ -22,7 +26,11 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 
 @dataclass(frozen=True)
 class ServiceSpec:
-    """One service, in plain fields. ``command`` None: the release's own service directory. Times in seconds."""
+    """One service, in plain fields. ``command`` None: the release's own service directory. Times in seconds.
+
+    ``secrets`` is the directory of those it has. ``command`` follows the words of ``wrapper`` and runs in
+    ``directory``: absolute, or below current.
+    """
 
     name: str
     command: tuple[str, ...] | None
@@ -36,6 +44,12 @@ class ServiceSpec:
     http: str | None = None
     tcp: str | None = None
     check_command: tuple[str, ...] | None = None
+    secrets: str | None = None
+    runtime: runtimes.Kind = "auto"
+    wrapper: tuple[str, ...] = ()
+    directory: str = ""
+    confinement: Confinement = FREE
+    cgroup: cgroups.Limits | None = None
 
 
 @dataclass(frozen=True)
@@ -46,7 +60,8 @@ class Services:
     ``specs`` are those configured, ``unnamed`` stands for any other that the release brings in ``release_services``;
     ``only`` narrows both by name. ``watched`` are files whose content counts: a change restarts the services.
     ``scripts`` is where the release's service directories have been copied to, when the release itself must not be
-    touched by this process. ``needs`` are mountpoints that must be there before any of them starts.
+    touched by this process. ``needs`` are mountpoints that must be there before any of them starts. ``environment`` is
+    the tree of their variables.
     """
 
     app: str
@@ -61,6 +76,7 @@ class Services:
     definitions: str
     scripts: str | None = None
     needs: tuple[str, ...] = ()
+    environment: Tree | None = None
 
     def __str__(self) -> str:
         if not self.specs and self.unnamed is None:
@@ -75,6 +91,8 @@ class Services:
         wanted = self._wanted(machine)
         watched = self._watched(machine)
         if set(servicedir.installed(machine, self.definitions, self.app)) != {one.directory.name for one in wanted}:
+            return False
+        if self._left_secrets(machine):
             return False
         return all(
             one.directory.is_installed(machine)
@@ -102,6 +120,8 @@ class Services:
         self._verify(machine, wanted, log_ends)
         for one in wanted:
             one.directory.write_marker(machine, one.marker(self.mark, watched))
+        for place in self._left_secrets(machine):
+            secrets.remove(machine, place)
 
     def _wanted(self, machine: Machine) -> list[_Wanted]:
         root, place = self._own_scripts(machine)
@@ -141,22 +161,48 @@ class Services:
             )
         root, place = self._own_scripts(machine)
         files = (
-            servicedir.from_release(root, f"{place}/{name}")
+            servicefiles.from_release(root, f"{place}/{name}")
             if spec.command is None
-            else servicedir.from_command(machine.real(self.current), spec.command)
+            else servicefiles.from_command(self._place(machine, spec), (*spec.wrapper, *spec.command))
         )
         identity = machine.identity(spec.user, spec.group)
+        tree = directories.read(machine, self.environment, self.app, name) if self.environment else ()
+        hidden = secrets.require(machine, spec.secrets) if spec.secrets else {}
+        env = directories.for_service(tree, hidden, spec.env)
         directory = ServiceDirectory(
             name=f"{self.app}.{name}",
             files=files,
-            env=spec.env,
+            env=env,
             log=spec.log,
             identity=identity,
             definitions=self.definitions,
             service_dir=self.service_dir,
             needs=self.needs,
+            secrets=spec.secrets,
+            without=tuple(sorted(hidden)),
+            shims=runtimes.find(machine, spec.runtime, self._places(machine, spec), identity=identity, env=dict(env)),
+            confinement=spec.confinement,
+            cgroup=spec.cgroup,
         )
-        return _Wanted(spec, directory, self.current)
+        if spec.cgroup:
+            cgroups.check(machine, directory.name, spec.cgroup)
+        return _Wanted(spec, directory, self.current, hidden)
+
+    def _left_secrets(self, machine: Machine) -> list[str]:
+        """The directories of secrets that no service has any more."""
+        specs = (*self.specs, *((self.unnamed,) if self.unnamed else ()))
+        return [place for place in secrets.places(machine, self.app) if place not in {spec.secrets for spec in specs}]
+
+    def _place(self, machine: Machine, spec: ServiceSpec) -> Path:
+        """Where a command runs."""
+        if spec.directory.startswith("/"):
+            return machine.real(spec.directory)
+        return machine.real(self.current) / spec.directory
+
+    def _places(self, machine: Machine, spec: ServiceSpec) -> tuple[Path, ...]:
+        """Where a service's version manager looks for versions: where it runs, and above that up to current."""
+        place, current = self._place(machine, spec), machine.real(self.current)
+        return (place, *(above for above in place.parents if above.is_relative_to(current)))
 
     def _watched(self, machine: Machine) -> str:
         digest = hashlib.sha256()
@@ -196,9 +242,15 @@ class _Wanted:
     spec: ServiceSpec
     directory: ServiceDirectory
     current: str
+    hidden: Mapping[str, Concealed]
+
+    def environment(self, machine: Machine) -> dict[str, str]:
+        """What its checks get, as it does itself."""
+        own = {name: value for name, value in self.directory.environment(machine).items() if value is not None}
+        return {**{name: value.reveal() for name, value in self.hidden.items()}, **own}
 
     def marker(self, release: str | None, watched: str) -> dict[str, str | None]:
-        facts = [self.directory.fingerprint(), watched]
+        facts = [self.directory.fingerprint(), watched, secrets.digest(self.hidden)]
         return {"release": release, "definition": hashlib.sha256(json.dumps(facts).encode()).hexdigest()}
 
     def is_up(self, machine: Machine) -> bool:
@@ -216,7 +268,7 @@ class _Wanted:
             found = http_problem(spec.http)
         elif spec.tcp:
             found = tcp_problem(spec.tcp)
-        identity, env = self.directory.identity, dict(spec.env)
+        identity, env = self.directory.identity, self.environment(machine)
         if found is None and spec.check_command:
             current = machine.real(self.current)
             found = command_problem(machine, spec.check_command, identity=identity, cwd=current, env=env)

@@ -21,7 +21,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"imds", "beneath", "boottime", "health", "hooks", "journal", "processes", "pull", "runit"}),
     frozenset({"footprint"}),
     frozenset({"cgroups", "runtimes", "servicefiles", "records", "disks", "mounts", "fstab", "git_repository"}),
-    frozenset({"ebs", "environment", "nfs"}),
+    frozenset({"ebs", "environment", "nfs", "runscript"}),
     frozenset({"instance", "config", "state", "lock", "mounted", "release", "servicedir"}),
     frozenset({"traffic"}),
     frozenset({"steps"}),
