@@ -37,6 +37,7 @@ from bootagent.state import Failure, LastRun, Pending, ReleaseRecord, State
 from bootagent.steps.base import Step
 from bootagent.survey import (
     attachments,
+    balancers_told,
     load_document,
     look,
     make_plan,
@@ -44,6 +45,7 @@ from bootagent.survey import (
     read_instance,
     services_to_stop,
     side_by_side,
+    with_traffic,
 )
 
 #: How long a rerun waits for credentials and a route; a boot waits as long as for its tags.
@@ -255,16 +257,21 @@ class _Run:
             tags = {**self._state.tags, **request.tags}
             self._state = replace(self._state, tags={key: value for key, value in tags.items() if value})
         if request.rollback_to is not None:
-            return self._rollback_plan(self.config, request.rollback_to)
+            return with_traffic(
+                self._rollback_plan(self.config, request.rollback_to), self.config, instance, self._machine
+            )
         if self.config.lifecycle and (pooled := readiness.is_pooled()):
             self._pooled = pooled
+        self._let_traffic_go(self.config, instance)
+        if self._pooled:
             self._keep_down()
         absent = self._attach(self.config, instance)
         with journal.span("read", "ask the sources what is new"):
             patience = resolve.metadata_within(self._document) if request.command == "run" else EARLY_SECONDS
             known = look(self.config, instance, self._machine, self._state, patience, absent)
         self._unread = {name: one.revision for name, one in known.items() if isinstance(one.revision, BootagentError)}
-        return make_plan(self.config, known, self._state.apps, instance, self._machine, request.retry)
+        serving = not self._pooled
+        return make_plan(self.config, known, self._state.apps, instance, self._machine, request.retry, serving)
 
     def _attach(self, config: Config, instance: Instance) -> dict[str, BootagentError]:
         """Mount what the sources read from, and the role's volumes; which apps' mounts are not there, and why.
@@ -279,6 +286,13 @@ class _Run:
         if lost := [f"{one.name}: {error}" for one, error in failed if not one.apps]:
             raise MachineError("; ".join(lost)) from next(error for one, error in failed if not one.apps)
         return {app: error for one, error in failed for app in one.apps}
+
+    def _let_traffic_go(self, config: Config, instance: Instance) -> None:
+        """Balancers that the role does not name send nothing more before what the former role ran is stopped."""
+        if balancers_told(self._machine, instance.instance_id):
+            now = moment_of(instance, retry=False, serving=not self._pooled)
+            if error := self._run_all((plan.former_traffic(config, now),), "attach", plan.TRAFFIC):
+                self._machine.tell(Note(f"{error}; going on"))  # it is tried again when the role serves
 
     def _let_go(self, former: Step) -> None:
         """Let volumes of another role go, or those with other tags: not from under whoever writes to them."""
@@ -329,7 +343,16 @@ class _Run:
         self._state = replace(self._state, stopped=boot_id())
         self._save(self._state)  # before anything else: whoever waits for a turn must find it
         services = services_to_stop(self._document, self._state, self._machine)
-        return plan.stop(services, self._request.reason)
+        made = plan.stop(services, self._request.reason)
+        return replace(made, lanes=(*self._traffic_off(), *made.lanes))
+
+    def _traffic_off(self) -> tuple[Lane, ...]:
+        try:
+            told = balancers_told(self._machine, None)
+        except BootagentError as error:
+            self._journal.record("fault", error=str(error))
+            return ()
+        return (plan.off(told, self._request.reason, doomed=self._request.force),) if told else ()
 
     def _rollback_plan(self, config: Config, wanted: str) -> Plan:
         app = _chosen(config, self._request.app)
@@ -393,6 +416,7 @@ class _Run:
             going = [lane for lane in going if lane.app not in endings]
         for lane in going:
             endings[lane.app] = self._prepared(lane) if self._pooled else self._succeeded(lane)
+        endings.update(self._announced(made, endings))
         going = [] if self._pooled else going
         for lane, error in zip(going, side_by_side(lambda lane: self._run_steps(lane, "retire"), going), strict=True):
             if error:  # it serves; what is left over costs money, and the next run tries again
@@ -405,6 +429,22 @@ class _Run:
                 endings[lane.app] = replace(ending, failure=self._planned_failure(lane))
         worst = max((ending.exit_code for ending in endings.values()), key=_severity, default=EXIT_DONE)
         return Outcome(worst, endings, transient=any(ending.transient for ending in endings.values()))
+
+    def _announced(self, made: Plan, endings: Mapping[str, Ending]) -> dict[str, Ending]:
+        """Have traffic come once all of the role serves, and keep it away when some of it does not serve at all."""
+        names = [app.name for app in self.config.apps] if self.config else []
+        failed = [name for name in names if name in endings and endings[name].exit_code == EXIT_FAILED]
+        whole = all(name in endings for name in names) or self._something_serves()
+        lane = made.withdraw if failed else made.announce if whole else None
+        if lane is None:
+            return {}
+        self._journal.record("lane", app=lane.app, intent=lane.intent, reason=lane.reason)
+        if lane.intent == "nothing":
+            return {lane.app: Ending(EXIT_FAILED, lane.reason, failure=Failure(lane.reason, lane.app, phase="plan"))}
+        if error := self._run_steps(lane, "announce"):
+            failure = telling.failure_of(error, lane.app)
+            return {lane.app: Ending(EXIT_FAILED, str(error), transient=True, failure=failure)}
+        return {lane.app: Ending(EXIT_DONE, lane.reason)}
 
     def _planned_failure(self, lane: Lane) -> Failure:
         """Why a lane was less than what was asked for from the beginning."""
@@ -644,7 +684,7 @@ def _stopped(lane: Lane, errors: Sequence[BootagentError]) -> Ending:
         tail = "\n".join(filter(None, map(_tail, errors)))
         failure = telling.failure_of(errors[0], lane.app)
         return Ending(EXIT_FAILED, "; ".join(map(str, errors)), tail, transient=True, failure=failure)
-    return Ending(EXIT_DONE, f"its services are down; {lane.reason}")
+    return Ending(EXIT_DONE, lane.reason if lane.intent == "withdraw" else f"its services are down; {lane.reason}")
 
 
 def _severity(code: int) -> int:

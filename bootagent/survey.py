@@ -8,13 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
-from bootagent import aws, mounts, nfs, plan, records, release, servicedir, sources
+from bootagent import aws, leaving, mounts, nfs, plan, records, release, servicedir, sources
 from bootagent.config import document, quantities, resolve
 from bootagent.config.document import Document
 from bootagent.config.model import App, Config, DataVolume, EbsSource, GitSource, NfsSource
 from bootagent.ebs import snapshots
+from bootagent.environment import checkout
 from bootagent.errors import AwsError, BootagentError, MachineError
 from bootagent.instance import Instance, Overrides, Tags, read
 from bootagent.journal import boot_id
@@ -22,9 +23,12 @@ from bootagent.machine import Machine
 from bootagent.plan import Known, Moment, Plan
 from bootagent.release import Layout
 from bootagent.state import State
+from bootagent.traffic import registrations
 
+T = TypeVar("T")
 #: Where service directories are kept, and how long one may take to stop, unless configured.
 DEFINITIONS = "/etc/sv"
+SERVICE_DIR = "/etc/service"
 #: How long a server has to answer when its mount is in the way of somebody else's releases.
 PROBE_SECONDS = 10.0
 STOP_SECONDS = 10.0
@@ -95,7 +99,7 @@ def look(
 
     def one(app: App) -> Known:
         found = Known(Layout(), BootagentError("not looked at"), known.app(app.name, app.deploy_to))
-        found = replace(found, volumes=_volumes(machine, app))
+        found = replace(found, volumes=_volumes(machine, app), **_environment(machine, app, instance.region, deadline))
         try:
             if app.in_place:  # what is mounted there may hang whoever looks
                 found = replace(found, present=_is_present(machine, app))
@@ -115,6 +119,22 @@ def look(
             return replace(found, revision=BootagentError(f"internal error, please report it: {error!r}"))
 
     return dict(zip([app.name for app in config.apps], side_by_side(one, config.apps), strict=True))
+
+
+def _environment(machine: Machine, app: App, region: str | None, deadline: float) -> dict[str, Any]:
+    """Which commit the app's environment is to be, and which one is checked out."""
+    if app.environment is None or app.environment.git is None:
+        return {}
+    present = checkout.present(machine, app.name)
+    until = min(deadline, time.monotonic() + GIT_SECONDS) if present else deadline
+    commit: str | BootagentError
+    try:
+        commit = _patiently(lambda: sources.environment_commit(machine, app, region), deadline, until)
+    except BootagentError as error:
+        commit = error
+    except OSError as error:
+        commit = MachineError(f"the environment of {app.name}: {error.strerror}")
+    return {"environment": commit, "environment_present": present}
 
 
 def _volumes(machine: Machine, app: App) -> tuple[str, ...]:
@@ -145,21 +165,28 @@ def _with_fallback(known: Known, machine: Machine, app: App) -> Known:
 
 
 def _resolved(machine: Machine, app: App, region: str | None, deadline: float, until: float) -> sources.Revision:
+    # A server that does not answer yet: at boot the network may be late.
+    until = until if isinstance(app.source, GitSource) else 0.0
+    return _patiently(lambda: sources.resolve(machine, app, region), deadline, until)
+
+
+def _patiently(resolve: Callable[[], T], deadline: float, until: float) -> T:
+    """Try until ``deadline`` while there are no credentials or no route; ``until``, while a server does not answer."""
     while True:
         try:
-            return sources.resolve(machine, app, region)
+            return resolve()
         except AwsError as error:
             if not aws.is_early(error) or time.monotonic() >= deadline:
                 raise
             aws.forget_clients()
-        except MachineError:  # a server that does not answer yet: at boot the network may be late
-            if not isinstance(app.source, GitSource) or time.monotonic() >= until:
+        except MachineError:
+            if time.monotonic() >= until:
                 raise
         time.sleep(1)
 
 
-def moment_of(instance: Instance, *, retry: bool) -> Moment:
-    """Now, and here."""
+def moment_of(instance: Instance, *, retry: bool, serving: bool = True) -> Moment:
+    """Now, and here; ``serving``: the node is to serve, so that traffic may come to it."""
     return Moment(
         datetime.now(timezone.utc),
         boot_id(),
@@ -167,7 +194,23 @@ def moment_of(instance: Instance, *, retry: bool) -> Moment:
         retry,
         instance_id=instance.instance_id,
         zone=instance.availability_zone,
+        serving=serving,
     )
+
+
+def balancers_told(machine: Machine, instance_id: str | None) -> tuple[str, ...]:
+    """The balancers that know of this instance, as far as it has told them itself. AWS is not asked.
+
+    ``instance_id`` is as :func:`bootagent.traffic.registrations.load` has it. Raises MachineError.
+    """
+    known = registrations.load(machine, instance_id)
+    return tuple(map(str, known.all)) if known else ()
+
+
+def with_traffic(made: Plan, config: Config, instance: Instance, machine: Machine, *, serving: bool = True) -> Plan:
+    """The same plan, with what is to be done about balancers. Raises MachineError."""
+    told = balancers_told(machine, instance.instance_id)
+    return plan.with_traffic(made, config, told, moment_of(instance, retry=False, serving=serving))
 
 
 def make_plan(
@@ -177,12 +220,14 @@ def make_plan(
     instance: Instance,
     machine: Machine,
     retry: bool,
+    serving: bool = True,
 ) -> Plan:
     """The plan for this moment; ``known_apps`` are those the state tells of."""
     wanted = {app.name for app in config.apps}
     before = {*servicedir.apps_installed(machine, config.runit.definitions), *known_apps}
     retired = sorted(before - wanted)
-    return plan.make(config, known, retired, moment_of(instance, retry=retry))
+    made = plan.make(config, known, retired, moment_of(instance, retry=retry))
+    return with_traffic(made, config, instance, machine, serving=serving)
 
 
 def services_to_stop(found: Document | None, known: State, machine: Machine) -> list[plan.ToStop]:
@@ -198,6 +243,14 @@ def services_to_stop(found: Document | None, known: State, machine: Machine) -> 
             names = servicedir.installed(machine, definitions, app)
             services.append(plan.ToStop(app, definitions, tuple((name, _patience(configured, name)) for name in names)))
     return services
+
+
+def around_a_stop(found: Document | None, known: State, machine: Machine, extent: plan.Extent) -> plan.Around:
+    """What a stop goes by besides the services, from what the last run has noted, and the configuration."""
+    runit = found.tables["runit"] if found else {"definitions": DEFINITIONS, "service_dir": SERVICE_DIR}
+    definitions = sorted({runit["definitions"], known.definitions or DEFINITIONS})
+    noted = leaving.load(machine) or leaving.Leaving(runit["service_dir"])
+    return plan.Around(extent, noted, tuple(definitions), known.apps)
 
 
 def _patience(configured: Mapping[str, Any], name: str) -> float:

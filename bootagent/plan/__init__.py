@@ -7,6 +7,8 @@ Each app has a lane through the phases. Lanes run side by side; a lane that fail
 - ``staged.py``: lanes of apps whose releases are made here, in Capistrano's layout
 - ``in_place.py``: lanes of apps whose releases are read where they are
 - ``stopping.py``: the lanes of a stop
+- ``traffic.py``: what is done for the node as a whole, when its apps serve
+- ``environment.py``: the environment tree from git, and secrets
 - ``parts.py``: the steps that all kinds of lanes are put together from
 """
 
@@ -16,18 +18,22 @@ from collections.abc import Mapping, Sequence
 
 from bootagent.config.model import App, Config, Runit
 from bootagent.errors import BootagentError
-from bootagent.plan import in_place, parts, staged, volumes
+from bootagent.plan import environment, in_place, parts, staged, volumes
 from bootagent.plan.attachments import Attachment, attachments
 from bootagent.plan.lane import DEPLOYING, PHASES, STOPPING, Intent, Known, Lane, Moment, Phase, Plan
 from bootagent.plan.staged import previous
-from bootagent.plan.stopping import Extent, ToStop, services_down, stop
+from bootagent.plan.stopping import MACHINE, Around, Extent, ToStop, leaving, services_down, stop
+from bootagent.plan.traffic import TRAFFIC, former_traffic, off, with_traffic
 from bootagent.plan.volumes import former, record, volume_record
 from bootagent.state import AppState
 
 __all__ = [
     "DEPLOYING",
+    "MACHINE",
     "PHASES",
     "STOPPING",
+    "TRAFFIC",
+    "Around",
     "Attachment",
     "Extent",
     "Intent",
@@ -39,13 +45,17 @@ __all__ = [
     "ToStop",
     "attachments",
     "former",
+    "former_traffic",
+    "leaving",
     "make",
+    "off",
     "previous",
     "put_back",
     "record",
     "services_down",
     "stop",
     "volume_record",
+    "with_traffic",
 ]
 
 
@@ -74,6 +84,7 @@ def _retire(runit: Runit, app: str, moment: Moment) -> Lane:
 def _lane(config: Config, app: App, known: Known, moment: Moment) -> Lane:
     """One app that cannot be planned must not keep the others from their turn."""
     try:
-        return in_place.lane(config, app, known, moment) if app.in_place else staged.lane(config, app, known, moment)
+        made = in_place.lane(config, app, known, moment) if app.in_place else staged.lane(config, app, known, moment)
+        return environment.completed(made, app, known, moment)
     except BootagentError as error:
         return Lane(app=app.name, intent="nothing", steps={}, reason=str(error))

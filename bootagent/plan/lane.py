@@ -13,13 +13,15 @@ from bootagent.sources import Revision
 from bootagent.state import AppState
 from bootagent.steps.base import Step
 
-Phase = Literal["attach", "stage", "activate", "serve", "retire", "drain", "stop", "remove", "unmount", "sweep"]
-PHASES: tuple[Phase, ...] = ("attach", "stage", "activate", "serve", "retire")
+Phase = Literal[
+    "attach", "stage", "activate", "serve", "announce", "retire", "drain", "stop", "remove", "unmount", "sweep"
+]
+PHASES: tuple[Phase, ...] = ("attach", "stage", "activate", "serve", "announce", "retire")
 #: The phases of a lane in which a failure has it go back to the release that worked.
 DEPLOYING: tuple[Phase, ...] = ("stage", "activate", "serve")
 #: The phases of a stop, in which a failure keeps nothing else from its turn.
 STOPPING: tuple[Phase, ...] = ("drain", "stop", "remove", "unmount", "sweep")
-Intent = Literal["deploy", "keep", "hotfix", "rollback", "retire", "stop", "nothing"]
+Intent = Literal["deploy", "keep", "hotfix", "rollback", "retire", "stop", "announce", "withdraw", "nothing"]
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,14 @@ class Lane:
 
 @dataclass(frozen=True)
 class Plan:
-    """The lanes of all apps."""
+    """The lanes of all apps.
+
+    ``announce`` is for the node as a whole, once they all serve; ``withdraw`` for when one does not serve at all.
+    """
 
     lanes: tuple[Lane, ...]
+    announce: Lane | None = None
+    withdraw: Lane | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,8 @@ class Known:
 
     ``revision`` is an error when the source could not be read; ``fallback`` is then what the image holds in its place.
     ``present``: what an app reads in place is there, whether it answers or not. ``volumes`` are the releases for which
-    a volume has been attached.
+    a volume has been attached. ``environment`` is the commit that its git repository has for the environment tree, or
+    why that is not known; ``environment_present`` the one that is checked out.
     """
 
     layout: Layout
@@ -65,13 +73,15 @@ class Known:
     fallback: Revision | None = None
     present: bool = True
     volumes: tuple[str, ...] = ()
+    environment: str | BootagentError | None = None
+    environment_present: str | None = None
 
 
 @dataclass(frozen=True)
 class Moment:
     """When and where the plan is made. ``now`` is UTC; ``retry``: give a bad revision another chance.
 
-    ``zone`` is the availability zone.
+    ``zone`` is the availability zone. ``serving``: the node is to serve, so that traffic may come to it.
     """
 
     now: datetime
@@ -80,3 +90,4 @@ class Moment:
     retry: bool = False
     instance_id: str | None = None
     zone: str | None = None
+    serving: bool = True

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from bootagent.errors import MachineError
 from bootagent.journal import boot_id
-from bootagent.machine import Machine
+from bootagent.machine import Machine, sync_directory
 
 PATH = "/var/lib/bootagent/traffic.json"
 VERSION = 1
@@ -122,6 +122,10 @@ def _save(machine: Machine, found: Registrations) -> None:
     path = machine.real(PATH)
     content = json.dumps({"version": VERSION, **asdict(found)}, indent=1).encode() + b"\n"
     try:
+        if not found.all:
+            path.unlink(missing_ok=True)
+            sync_directory(path.parent)
+            return
         machine.make_directory(path.parent, mode=0o700)
         machine.write(path, content, mode=0o600)
     except OSError as error:
