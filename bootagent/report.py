@@ -6,12 +6,13 @@ import contextlib
 import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bootagent import boottime, journal, lock, release, runit, servicedir, state
 from bootagent.console import table
-from bootagent.errors import EXIT_DEGRADED, EXIT_DONE, EXIT_FAILED, EXIT_TRY_LATER, EXIT_USAGE, BootagentError
+from bootagent.errors import EXIT_DEGRADED, EXIT_DONE, EXIT_FAILED, EXIT_TRY_LATER, EXIT_USAGE, BootagentError, plain
 from bootagent.machine import Machine
 from bootagent.plan import PHASES, Attachment, Plan
 
@@ -19,6 +20,9 @@ WAIT_POLL_SECONDS = 0.5
 BAR_WIDTH = 32
 #: A run that begins later than this after the kernel did is no longer the boot's.
 BOOT_SECONDS = 900.0
+
+#: What is told of a call to AWS that failed.
+_OF_AWS = {"code": "code", "request": "request_id", "needs": "iam_action"}
 
 Facts = dict[str, Any]
 
@@ -36,7 +40,7 @@ def status(machine: Machine, definitions: str) -> Facts:
         "outcome": outcome,
         "exit_code": exit_code,
         "instance_id": known.instance_id,
-        "last_run": vars(last) | {"apps": dict(last.apps)} if last else None,
+        "last_run": asdict(last) if last else None,
         "apps": {name: _app_status(machine, name, app, definitions) for name, app in known.apps.items()},
     }
 
@@ -146,11 +150,13 @@ def status_text(found: Facts) -> str:
     if last:
         role = f", role {last['role']}" if last["role"] else ""
         place = f" in {last['environment']}" if last["role"] and last["environment"] else ""
+        mode = f", mode {last['mode']}" if last["mode"] else ""
         ended = f"{last['outcome']}: {last['command']} of {last['finished']}"
-        lines.append(f"{ended}{role}{place} (exit {last['exit_code']})")
+        lines.append(f"{ended}{role}{place}{mode} (exit {last['exit_code']})")
         lines += [f"  {name}: {sentence}" for name, sentence in last["apps"].items()]
         if last["error"] and not last["apps"]:
             lines.append(f"  {last['error']}")
+        lines += dict.fromkeys(itertools.chain.from_iterable(map(_failure_lines, last["failures"])))
     elif not found["running"]:
         lines.append(found["outcome"])
     rows = [
@@ -181,6 +187,14 @@ def status_text(found: Facts) -> str:
     return "\n".join(lines)
 
 
+def _failure_lines(failure: Facts) -> list[str]:
+    """Where it failed, what AWS said of it, and what the program or service said last."""
+    told = [f"  failed in {failure['phase']}" + (f", {failure['app']}" if failure["app"] else "")]
+    told += [f"step: {failure['step']}"] if failure["step"] else []
+    told += [f"{name}: {failure[key]}" for name, key in _OF_AWS.items() if failure[key]]
+    return [plain("; ".join(told)), *(f"    | {plain(line)}" for line in failure["tail"].strip().splitlines())]
+
+
 # --- history -----------------------------------------------------------------------------------------------------
 
 
@@ -204,8 +218,21 @@ def _told(records: Sequence[Facts]) -> Facts:
             for one in records
             if one["event"] == "lane"
         },
-        "failures": [f"{one['step']}: {one['error']}" for one in records if one["event"] == "failed"],
+        "failures": _failures(records),
     }
+
+
+def _failures(records: Sequence[Facts]) -> list[Facts]:
+    """What went wrong: as the run's end has it, or of a run without one, each step that failed."""
+    end = records[-1]
+    if "failures" in end:
+        tails = end.get("tails", {})
+        return [{**one, "tail": tails.get(one["app"], "")} for one in end["failures"]]
+    return [
+        {"app": one.get("app"), "phase": one["phase"], "step": one["step"], "sentence": one["error"]}
+        for one in records
+        if one["event"] == "failed"
+    ]
 
 
 def history_text(runs: Sequence[Facts]) -> str:
@@ -216,12 +243,13 @@ def history_text(runs: Sequence[Facts]) -> str:
             run["command"] or "-",
             run["outcome"],
             f"{run['seconds']:.1f} s",
+            ", ".join(sorted({one["phase"] for one in run["failures"]})) or "-",
             ", ".join(f"{name}: {app['intent']} {app['release'] or ''}".strip() for name, app in run["apps"].items())
             or "-",
         ]
         for run in reversed(runs)
     ]
-    return table(rows, ["STARTED", "COMMAND", "OUTCOME", "TOOK", "APPS"]) if rows else "no run yet"
+    return table(rows, ["STARTED", "COMMAND", "OUTCOME", "TOOK", "FAILED IN", "APPS"]) if rows else "no run yet"
 
 
 # --- timeline ----------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from bootagent.errors import BootagentError
 from bootagent.journal import Journal
 from bootagent.machine import Machine
 from bootagent.plan import Lane, Plan
-from bootagent.state import AppState, LastRun, ReleaseRecord, State
+from bootagent.state import AppState, Failure, LastRun, ReleaseRecord, State
 
 R1, R2, R3 = "20261111120000", "20261112120000", "20261113120000"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -105,6 +105,26 @@ def test_a_run_that_never_learned_its_role_says_why_and_no_nonsense(machine: Mac
     assert "None" not in text
 
 
+def test_a_failure_is_told_with_its_mode_its_place_what_aws_said_and_what_the_service_said(machine: Machine) -> None:
+    tail = "no database\n\x1b[31mgiving up\n"
+    start = Failure("web.puma is not healthy", "web", "serve", "start web", tail)
+    denied = Failure("denied", "api", "read", None, "", "AccessDenied", "4711", "s3:GetObject")
+    remember(machine, 1, "failed", mode="production", failures=(start, denied))
+    found = report.status(machine, "/etc/sv")
+    assert report.status_text(found).splitlines()[:7] == [
+        "failed: run of 2026-11-12T12:00:09.000Z, role web in staging, mode production (exit 1)",
+        f"  web: now runs release {R2}",
+        "  failed in serve, web; step: start web",
+        "    | no database",
+        "    | \\x1b[31mgiving up",
+        "  failed in read, api; code: AccessDenied; request: 4711; needs: s3:GetObject",
+        "",
+    ]
+    told = json.loads(json.dumps(found["last_run"]))
+    assert told["failures"][0]["tail"] == tail
+    assert (told["failures"][1]["code"], told["mode"]) == ("AccessDenied", "production")
+
+
 def test_a_run_under_way_is_told_with_what_it_is_at(machine: Machine) -> None:
     remember(machine)
     with lock.Lock(machine, "run", 0):
@@ -182,12 +202,12 @@ def test_the_history_of_a_machine(machine: Machine) -> None:
     first, second = report.history(machine)
     assert (first["outcome"], first["exit_code"], first["seconds"]) == ("failed", 1, 4.0)
     assert first["apps"] == {"web": {"intent": "deploy", "release": R1, "revision": "v1", "reason": "new"}}
-    assert first["failures"] == ["start it: no"]
+    assert first["failures"] == [{"app": "web", "phase": "serve", "step": "start it", "sentence": "no"}]
     assert (second["outcome"], second["exit_code"], second["apps"]) == ("interrupted", None, {})
     assert report.history_text([first, second]).splitlines() == [
-        "STARTED                   COMMAND  OUTCOME      TOOK   APPS",
-        "2026-11-12T12:00:00.000Z  run      interrupted  0.5 s  -",
-        f"2026-11-12T12:00:00.000Z  run      failed       4.0 s  web: deploy {R1}",
+        "STARTED                   COMMAND  OUTCOME      TOOK   FAILED IN  APPS",
+        "2026-11-12T12:00:00.000Z  run      interrupted  0.5 s  -          -",
+        f"2026-11-12T12:00:00.000Z  run      failed       4.0 s  serve      web: deploy {R1}",
     ]
 
 
@@ -199,6 +219,12 @@ def test_no_history(machine: Machine) -> None:
 def test_no_timeline_is_a_sentence_with_a_remedy(machine: Machine) -> None:
     with pytest.raises(BootagentError, match=r"no run yet \(bootagent reconfigure\)"):
         report.timeline(machine)
+
+
+def test_the_history_has_what_the_end_of_a_run_says_of_its_failures(machine: Machine) -> None:
+    failure = {"app": "web", "phase": "serve", "step": "start it", "sentence": "no", "code": None, "tail": ""}
+    journaled(machine, BEGIN, BROKE, {**END, "failures": [failure], "tails": {"web": "last words"}})
+    assert report.history(machine)[0]["failures"] == [{**failure, "tail": "last words"}]
 
 
 def test_a_timeline_is_of_the_last_run_and_in_the_order_of_beginnings(machine: Machine) -> None:

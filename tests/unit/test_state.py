@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 
 from bootagent import state
 from bootagent.machine import Machine
-from bootagent.state import AppState, LastRun, Pending, ReleaseRecord, State
+from bootagent.state import AppState, Failure, LastRun, Pending, ReleaseRecord, State, Told
 
 FULL = State(
     instance_id="i-1",
@@ -39,7 +39,13 @@ FULL = State(
         role="web",
         environment="staging",
         apps={"web": "stays on 20261111120000"},
+        mode="review",
+        seconds=9.0,
+        exit_codes={"web": 3},
+        failures=(Failure("it ended at once", "web", "serve", "start web", "a tail", "Code", "4711", "s3:GetObject"),),
+        phases={"read": 0.5},
     ),
+    told=Told("eu-west-1", {"bootagent:state": "done"}, "/var/lib/x.prom", "boot"),
 )
 
 
@@ -142,7 +148,7 @@ def test_on_the_same_instance_all_of_it_holds() -> None:
 
 def test_a_first_run_learns_its_instance() -> None:
     unknown = replace(FULL, instance_id=None)
-    assert unknown.on_instance("i-1") == FULL
+    assert unknown.on_instance("i-1") == replace(FULL, told=Told(metrics="/var/lib/x.prom")), "the tags were another's"
     assert State().on_instance(None) == State()
 
 
@@ -150,6 +156,7 @@ def test_an_image_of_another_instance_keeps_what_the_disk_holds_and_forgets_what
     here = FULL.on_instance("i-2")
     assert here.instance_id == "i-2"
     assert here.last_run is None
+    assert here.told == Told(metrics="/var/lib/x.prom"), "the file is on this disk, the tags are another's"
     assert here.apps["web"].pending is None
     assert here.apps["web"].revision == "sha256:b"
     assert here.apps["web"].releases == FULL.apps["web"].releases
