@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from bootagent.config.model import App, Config, EbsSource
 from bootagent.errors import BootagentError
-from bootagent.plan import parts, volumes
+from bootagent.plan import environment, parts, volumes
 from bootagent.plan.lane import Known, Lane, Moment, Phase
 from bootagent.release import short
 from bootagent.sources import Revision, Tree
@@ -128,7 +128,7 @@ def _steps(
     """What has the app run the release ``name``, wherever it stands; ``first`` comes before all."""
     serve = (parts.services(config, app, revision),)
     if not isinstance(app.source, EbsSource):
-        return {"stage": (*first, _copied_scripts(app)), "serve": serve}
+        return {"stage": (*first, _copied_scripts(app), *environment.copied(app)), "serve": serve}
     return {
         "stage": (*first, volumes.attached(app, app.source, name, revision, moment)),
         "activate": (volumes.shown(app, app.source, name),),

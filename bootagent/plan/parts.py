@@ -46,7 +46,12 @@ def staged(app: App, name: str, content: Content, moment: Moment) -> list[Step]:
 
 def marker(app: App, name: str) -> str:
     """Where it is remembered that the release's hook has succeeded."""
-    return f"{MARKERS}/{app.name}.{name}"
+    return marker_of(app.name, name)
+
+
+def marker_of(app: str, name: str) -> str:
+    """The same, of an app by its name."""
+    return f"{MARKERS}/{app}.{name}"
 
 
 def shared(app: App, moment: Moment) -> list[Step]:
@@ -171,6 +176,7 @@ def _spec(app: App, service: Service) -> ServiceSpec:
         http=check.http,
         tcp=check.tcp,
         check_command=check.command,
+        secrets=environment.secrets_place(app.name, service),
         runtime=service.runtime,
         wrapper=service.wrapper,
         directory=service.directory,

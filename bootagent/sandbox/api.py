@@ -6,6 +6,7 @@ The only sandbox module that imports boto3 or moto.
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import threading
@@ -21,6 +22,8 @@ from bootagent.errors import BootagentError
 if TYPE_CHECKING:
     from mypy_boto3_ec2 import EC2Client
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_secretsmanager import SecretsManagerClient
+    from mypy_boto3_ssm import SSMClient
 
 #: The access key of the sandbox itself, whose calls are not counted.
 _OPERATOR = "AKIASANDBOXOPERATOR0"
@@ -61,7 +64,7 @@ class AwsApi:
         self._lock = threading.Lock()
         self._calls: list[Call] = []
         self._failures: list[_Failure] = []
-        self._overrides: dict[str, Override] = {}
+        self._overrides: dict[tuple[str, str], Override] = {}
         self._listener: Listener | None = None
         self._clients: dict[tuple[str, str], Any] = {}
         self._server: Any = None
@@ -135,12 +138,15 @@ class AwsApi:
         with self._lock:
             self._listener = listener
 
-    def override(self, service: str, override: Override | None) -> None:
-        """Let something else answer calls of a service of the query protocol, such as ``"ec2"``; None: no longer."""
+    def override(self, service: str, override: Override | None, *, part: str = "") -> None:
+        """Let something else answer calls of a service of the query protocol, such as ``"ec2"``; None: no longer.
+
+        ``part`` names which of its calls, where several each know some of them.
+        """
         with self._lock:
-            self._overrides.pop(service, None)
+            self._overrides.pop((service, part), None)
             if override:
-                self._overrides[service] = override
+                self._overrides[service, part] = override
 
     # --- the sandbox's own clients ---------------------------------------------------------------------------
 
@@ -151,6 +157,14 @@ class AwsApi:
     def ec2(self, region: str) -> EC2Client:
         """An EC2 client whose calls are not counted."""
         return cast("EC2Client", self._client("ec2", region))
+
+    def ssm(self, region: str) -> SSMClient:
+        """A Systems Manager client whose calls are not counted."""
+        return cast("SSMClient", self._client("ssm", region))
+
+    def secretsmanager(self, region: str) -> SecretsManagerClient:
+        """A Secrets Manager client whose calls are not counted."""
+        return cast("SecretsManagerClient", self._client("secretsmanager", region))
 
     def _client(self, service: str, region: str) -> Any:
         if (service, region) not in self._clients:
@@ -179,9 +193,11 @@ class AwsApi:
 
     def _watched(self, application: Any) -> Callable[[dict[str, Any], Any], Iterable[bytes]]:
         def answer(call: Call, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-            override = self._overrides.get(call.service)
-            if override and (found := override(_fields(environ))):
-                return _reply(*found, start_response)
+            with self._lock:
+                overrides = [answer for (service, _), answer in self._overrides.items() if service == call.service]
+            for override in overrides:
+                if found := override(_fields(environ)):
+                    return _reply(*found, start_response)
             return cast("Iterable[bytes]", application(environ, start_response))
 
         def watch(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -249,6 +265,12 @@ def _s3_action(method: str, path: str, query: str, environ: dict[str, Any]) -> s
 def _refuse(failure: _Failure, environ: dict[str, Any], start_response: Any) -> list[bytes]:
     length = int(environ.get("CONTENT_LENGTH") or 0)
     environ["wsgi.input"].read(length)  # or the connection cannot be used again
+    if environ.get("HTTP_X_AMZ_TARGET"):  # the JSON protocols: SSM, Secrets Manager
+        answer = json.dumps({"__type": failure.code, "message": "simulated"}).encode()
+        start_response(
+            failure.status, [("Content-Type", "application/x-amz-json-1.1"), ("x-amzn-RequestId", "sandbox")]
+        )
+        return [answer]
     error = f"<Code>{escape(failure.code)}</Code><Message>simulated</Message>"
     if failure.service == "s3":
         text = f"<Error>{error}<RequestId>SANDBOX</RequestId></Error>"

@@ -8,7 +8,7 @@ from bootagent.sources import ebs, git, nfs, s3
 from bootagent.sources.image import resolve as tree_of_image
 from bootagent.sources.revision import Baked, Content, InPlace, Revision, Tree
 
-__all__ = ["Baked", "Content", "InPlace", "Revision", "Tree", "resolve", "resolve_fallback"]
+__all__ = ["Baked", "Content", "InPlace", "Revision", "Tree", "environment_commit", "resolve", "resolve_fallback"]
 
 
 def resolve(machine: Machine, app: App, region: str | None) -> Revision:
@@ -27,6 +27,15 @@ def resolve(machine: Machine, app: App, region: str | None) -> Revision:
             return ebs.resolve(app.source, region)
         case ImageSource():
             return _baked(machine, app.source)
+
+
+def environment_commit(machine: Machine, app: App, region: str | None) -> str:
+    """The commit that the git repository of the app's environment tree has now. Raises as the git source does.
+
+    Root asks, who is to check it out: services are not to read each other's.
+    """
+    assert app.environment and app.environment.git
+    return git.resolve(machine, app.environment.git, region, None, None).label
 
 
 def resolve_fallback(machine: Machine, app: App) -> Revision | None:

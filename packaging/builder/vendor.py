@@ -17,12 +17,13 @@ from builder.entries import Entry
 from builder.errors import BuildError
 
 #: The service models that are shipped, with the one version of each that clients use: botocore has four hundred. The
-#: agent calls the first six; the others are how people's own credentials come about, for `publish` from a laptop.
+#: agent calls those up to sts; the others are how people's own credentials come about, for `publish` from a laptop.
 SERVICES = {
     "autoscaling": "2011-01-01",
     "ec2": "2016-11-15",
     "elbv2": "2015-12-01",
     "s3": "2006-03-01",
+    "secretsmanager": "2017-10-17",
     "ssm": "2014-11-06",
     "sts": "2011-06-15",
     "signin": "2023-01-01",

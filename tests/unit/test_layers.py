@@ -19,7 +19,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
     frozenset({"machine", "aws", "pointer", "user_data"}),
     frozenset({"imds", "beneath", "boottime", "health", "hooks", "journal", "processes", "pull"}),
-    frozenset({"footprint", "runit", "shutdown"}),
+    frozenset({"footprint"}),
     frozenset({"cgroups", "runtimes", "servicefiles", "records", "disks", "mounts", "fstab", "git_repository"}),
     frozenset({"ebs", "environment", "nfs", "runscript"}),
     frozenset({"instance", "config", "state", "lock", "leaving", "mounted", "release", "servicedir"}),
