@@ -52,10 +52,17 @@ def parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> argpa
             # Beside the daemon's runs: answer the lifecycle hooks of the autoscaling group.
             added.add_argument("--escort", choices=("launching", "terminating", "stopped"), help=argparse.SUPPRESS)
             _add_report_to(added)
-    added = command("stop", "take all services down gracefully; a reboot or reconfigure starts them again")
+    added = command("stop", "take all services down gracefully, and this agent's mounts; reconfigure brings them back")
     _add_place(added)
     _add_work(added)
     added.add_argument("--force", action="store_true", help="end a run that is still at work after --lock-wait")
+    how_far = added.add_mutually_exclusive_group()
+    how_far.add_argument(
+        "--shutdown", action="store_true", help="keep what the next boot needs; so it is when systemd shuts down"
+    )
+    how_far.add_argument(
+        "--reset", action="store_true", help="remove the releases it made, too: as before the first boot; never data"
+    )
     added.add_argument("--reason", default="somebody asked", metavar="TEXT", help="why, for history and status")
     _add_report_to(added)
     added = command("rollback", "go back to the release before the current one, or to RELEASE")
@@ -93,6 +100,9 @@ def parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> argpa
     added = command("check", "check a configuration and list everything that is wrong with it")
     added.add_argument("file", nargs="?", metavar="FILE", help="a draft; default: the configuration in place")
     _add_place(added)
+    _add_json(added)
+    added = command("keys", "list the keys of a configuration with their defaults and meanings")
+    added.add_argument("word", nargs="?", default="", metavar="WORD", help="only those that have it in their names")
     _add_json(added)
     command("schema", "print the configuration's JSON Schema, for editors")
 

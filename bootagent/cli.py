@@ -35,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
             "timeline": _timeline,
             "facts": _facts,
             "check": _check,
+            "keys": _keys,
             "schema": _schema,
             "publish": _publish,
             "snapshot": _snapshot,
@@ -130,7 +131,12 @@ def _escort(options: argparse.Namespace) -> int:
 
 
 def _stop(options: argparse.Namespace) -> int:
-    return _agent(options, "stop")
+    from bootagent import shutdown
+
+    extent = "reset" if options.reset else "stop"
+    if options.shutdown or (not options.reset and shutdown.is_under_way(_machine(options))):
+        extent = "shutdown"
+    return _agent(options, "stop", extent=extent)
 
 
 def _reconfigure(options: argparse.Namespace) -> int:
@@ -297,6 +303,20 @@ def _check(options: argparse.Namespace) -> int:
         return EXIT_DONE
     roles = ", ".join(sorted(found.tables["roles"]))
     print(f"{', '.join(map(str, files))}: good; apps {', '.join(found.tables['apps'])}; roles {roles}")
+    return EXIT_DONE
+
+
+def _keys(options: argparse.Namespace) -> int:
+    from bootagent import console
+    from bootagent.config import reference
+
+    found = [key for key in reference.keys() if options.word in key.path]
+    if options.json:
+        _print_json([vars(key) for key in found])
+    else:
+        print(
+            console.table([[key.path, key.default or "-", key.meaning] for key in found], ["KEY", "DEFAULT", "MEANING"])
+        )
     return EXIT_DONE
 
 

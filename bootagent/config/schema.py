@@ -39,7 +39,7 @@ def root() -> Schema:
 
 def complete(value: Any, schema: Schema | None = None) -> Any:
     """A valid value with the schema's defaults filled in."""
-    schema = _followed(root() if schema is None else schema)
+    schema = followed(root() if schema is None else schema)
     if "oneOf" in schema:
         fitting = [branch for branch in map(_followed, schema["oneOf"]) if not list(check(value, branch))]
         return complete(value, fitting[0])
@@ -56,7 +56,7 @@ def complete(value: Any, schema: Schema | None = None) -> Any:
 
 def check(value: Any, schema: Schema | None = None, path: tuple[str, ...] = ()) -> Iterator[Found]:
     """Yield (key path, sentence) for everything in ``value`` that the schema does not allow."""
-    schema = _followed(root() if schema is None else schema)
+    schema = followed(root() if schema is None else schema)
     if "oneOf" in schema:
         yield from _check_one_of(value, schema["oneOf"], path)
         return
@@ -110,7 +110,7 @@ def _check_scalar(value: Any, schema: Schema, path: tuple[str, ...]) -> Iterator
 
 
 def _check_one_of(value: Any, branches: Sequence[Schema], path: tuple[str, ...]) -> Iterator[Found]:
-    branches = [_followed(branch) for branch in branches]
+    branches = [followed(branch) for branch in branches]
     fitting = [branch for branch in branches if _is(value, branch["type"])]
     tagged = [branch for branch in fitting if "type" in branch.get("properties", {})]
     if tagged:  # tables told apart by their "type"
@@ -134,7 +134,8 @@ def _matches(pattern: str, value: str) -> bool:
     return re.search(pattern.replace("$", r"\Z"), value) is not None
 
 
-def _followed(schema: Schema) -> Schema:
+def followed(schema: Schema) -> Schema:
+    """The same with what it refers to in its place."""
     while "$ref" in schema:
         target: Schema = root()["$defs"][schema["$ref"].rpartition("/")[2]]
         # A key's own description explains the key; the definition's explains the form.
