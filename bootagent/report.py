@@ -15,6 +15,7 @@ from bootagent.console import table
 from bootagent.errors import EXIT_DEGRADED, EXIT_DONE, EXIT_FAILED, EXIT_TRY_LATER, EXIT_USAGE, BootagentError, plain
 from bootagent.machine import Machine
 from bootagent.plan import PHASES, Attachment, Plan
+from bootagent.survey import balancers_told
 
 WAIT_POLL_SECONDS = 0.5
 BAR_WIDTH = 32
@@ -42,6 +43,7 @@ def status(machine: Machine, definitions: str) -> Facts:
         "instance_id": known.instance_id,
         "last_run": asdict(last) if last else None,
         "apps": {name: _app_status(machine, name, app, definitions) for name, app in known.apps.items()},
+        "traffic": list(balancers_told(machine, known.instance_id)),
     }
 
 
@@ -184,6 +186,8 @@ def status_text(found: Facts) -> str:
     ]
     if services:
         lines += ["", table(services, ["SERVICE", "STATE", "PID", "FOR"])]
+    if found["traffic"]:
+        lines += ["", f"registered with {', '.join(found['traffic'])}"]
     return "\n".join(lines)
 
 
@@ -424,7 +428,7 @@ def planned(made: Plan, machine: Machine, before: Sequence[Attachment] = ()) -> 
             "reason": lane.reason,
             "steps": _looked_at(lane.steps, machine),
         }
-        for lane in made.lanes
+        for lane in (*made.lanes, *([made.announce] if made.announce else []))
     ]
 
 
