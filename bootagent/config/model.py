@@ -251,6 +251,12 @@ class App:
     stop: tuple[str, ...] | None = None
 
     @property
+    def current(self) -> str:
+        """The directory its services run in."""
+        runs_in_deploy_to = isinstance(self.source, ImageSource) and not self.source.copy
+        return self.deploy_to if runs_in_deploy_to else f"{self.deploy_to}/current"
+
+    @property
     def in_place(self) -> bool:
         """Whether releases come and go where they are read, so that there is nothing to stage and no link to switch."""
         match self.source:

@@ -1,4 +1,5 @@
-"""Lanes of apps whose releases are read where they are: through an NFS mount, or on a volume with all of deploy_to.
+"""Lanes of apps whose releases are read where they are: through an NFS mount, on a volume with all of deploy_to, or in
+the image itself.
 
 There is nothing to stage and no link of ours to switch. A release goes by the name its source has for it.
 """
@@ -7,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bootagent.config.model import App, Config, EbsSource
+from bootagent.config.model import App, Config, EbsSource, ImageSource, NfsSource
 from bootagent.errors import BootagentError
 from bootagent.plan import environment, parts, volumes
 from bootagent.plan.lane import Known, Lane, Moment, Phase
 from bootagent.release import short
-from bootagent.sources import Revision, Tree
+from bootagent.sources import IMAGE_IN_PLACE, Revision, Tree
 from bootagent.state import AppState
 from bootagent.steps.base import Step
 from bootagent.steps.copied_scripts import CopiedScripts
@@ -59,6 +60,8 @@ def _standing(app: App, state: AppState) -> str | None:
         return None
     if isinstance(app.source, EbsSource):
         return name if record.revision == name else None
+    if isinstance(app.source, ImageSource):
+        return name if record.revision == IMAGE_IN_PLACE else None
     return name if record.revision.startswith("nfs:") and record.label == name else None
 
 
@@ -70,7 +73,8 @@ def _unread(config: Config, app: App, known: Known, standing: str | None, moment
         return Lane(app.name, "keep", {}, release=standing, reason=reason, degraded=True, unread=True)
     if known.fallback and isinstance(known.fallback.content, Tree):
         return _stand_in(config, app, known.fallback, known.fallback.content, reason)
-    return Lane(app=app.name, intent="nothing", steps={}, reason=reason, unread=True)
+    unread = not isinstance(app.source, ImageSource)  # nothing will come of waiting for what is not in the image
+    return Lane(app=app.name, intent="nothing", steps={}, reason=reason, unread=unread)
 
 
 def _stand_in(config: Config, app: App, baked: Revision, tree: Tree, reason: str) -> Lane:
@@ -127,8 +131,10 @@ def _steps(
 ) -> dict[Phase, tuple[Step, ...]]:
     """What has the app run the release ``name``, wherever it stands; ``first`` comes before all."""
     serve = (parts.services(config, app, revision),)
-    if not isinstance(app.source, EbsSource):
+    if isinstance(app.source, NfsSource):
         return {"stage": (*first, _copied_scripts(app), *environment.copied(app)), "serve": serve}
+    if not isinstance(app.source, EbsSource):
+        return {"stage": tuple(first), "serve": serve}
     return {
         "stage": (*first, volumes.attached(app, app.source, name, revision, moment)),
         "activate": (volumes.shown(app, app.source, name),),

@@ -91,7 +91,7 @@ def services(config: Config, app: App, mark: str | None, *, stand_in: str | None
     in_place = app.in_place and stand_in is None
     return Services(
         app=app.name,
-        current=stand_in or f"{app.deploy_to}/current",
+        current=stand_in or app.current,
         mark=mark,
         specs=tuple(_spec(app, service) for service in app.services),
         unnamed=_spec(app, app.unnamed),
@@ -105,9 +105,7 @@ def services(config: Config, app: App, mark: str | None, *, stand_in: str | None
             *(volume.mountpoint for volume in config.volumes),
             *(_mountpoints(app) if in_place else ()),
         ),
-        environment=environment.tree(
-            app, stand_in or f"{app.deploy_to}/current", copied=in_place and copies_scripts(app)
-        ),
+        environment=environment.tree(app, stand_in or app.current, copied=in_place and copies_scripts(app)),
     )
 
 

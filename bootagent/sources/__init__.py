@@ -5,10 +5,22 @@ from __future__ import annotations
 from bootagent.config.model import App, EbsSource, GitSource, ImageSource, NfsSource, S3Source
 from bootagent.machine import Machine
 from bootagent.sources import ebs, git, nfs, s3
+from bootagent.sources.image import IN_PLACE as IMAGE_IN_PLACE
+from bootagent.sources.image import in_place as see_in_image
 from bootagent.sources.image import resolve as tree_of_image
 from bootagent.sources.revision import Baked, Content, InPlace, Revision, Tree
 
-__all__ = ["Baked", "Content", "InPlace", "Revision", "Tree", "environment_commit", "resolve", "resolve_fallback"]
+__all__ = [
+    "IMAGE_IN_PLACE",
+    "Baked",
+    "Content",
+    "InPlace",
+    "Revision",
+    "Tree",
+    "environment_commit",
+    "resolve",
+    "resolve_fallback",
+]
 
 
 def resolve(machine: Machine, app: App, region: str | None) -> Revision:
@@ -26,7 +38,7 @@ def resolve(machine: Machine, app: App, region: str | None) -> Revision:
         case EbsSource():
             return ebs.resolve(app.source, region)
         case ImageSource():
-            return _baked(machine, app.source)
+            return _baked(machine, app.source) if app.source.copy else _of_image(machine, app)
 
 
 def environment_commit(machine: Machine, app: App, region: str | None) -> str:
@@ -41,6 +53,11 @@ def environment_commit(machine: Machine, app: App, region: str | None) -> str:
 def resolve_fallback(machine: Machine, app: App) -> Revision | None:
     """The image's tree that stands in for a source that does not answer; None when the app names none."""
     return _baked(machine, app.fallback) if app.fallback and app.fallback.path else None
+
+
+def _of_image(machine: Machine, app: App) -> Revision:
+    see_in_image(machine, app.deploy_to)
+    return Revision(IMAGE_IN_PLACE, "image", str(app.source), InPlace())
 
 
 def _baked(machine: Machine, source: ImageSource) -> Revision:

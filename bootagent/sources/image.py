@@ -9,6 +9,8 @@ from bootagent.config.model import ImageSource
 from bootagent.errors import BootagentError
 from bootagent.machine import Machine
 
+#: The revision of what is in the image and stays there: there is only one.
+IN_PLACE = "image:in-place"
 MAX_BYTES = 4096
 MAX_PACKED_BYTES = 16 * 1024 * 1024
 _SHA = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -38,6 +40,14 @@ def resolve(machine: Machine, source: ImageSource) -> tuple[str, str, str]:
     # Of a directory that was never touched since the image was made, every instance says the same.
     identity = label or f"{found.st_ino}:{found.st_mtime_ns}"
     return f"image:{identity}", label or f"image-{found.st_mtime_ns}", path
+
+
+def in_place(machine: Machine, deploy_to: str) -> None:
+    """See that what runs in the image itself is there. Raises BootagentError when it is not."""
+    if not machine.real(deploy_to).is_dir():
+        raise BootagentError(
+            f"the image has no directory {deploy_to}", remedy="make it in the image, or correct deploy_to"
+        )
 
 
 def _revision(tree: Path) -> str | None:

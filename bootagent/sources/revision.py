@@ -18,7 +18,7 @@ class Tree:
 
 @dataclass(frozen=True)
 class InPlace:
-    """What an NFS mount shows; there is nothing to fetch."""
+    """What an NFS mount shows, or the image has where it is to run; there is nothing to fetch."""
 
 
 @dataclass(frozen=True)
