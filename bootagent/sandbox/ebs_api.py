@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import fnmatch
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
@@ -12,7 +10,7 @@ from typing import TypeVar
 from bootagent.sandbox import ebs_shapes as shapes
 from bootagent.sandbox.ebs import Ebs
 from bootagent.sandbox.ebs_model import ACCOUNT, Refusal, Snapshot, Volume, VolumeRequest
-from bootagent.sandbox.query_form import Form
+from bootagent.sandbox.query_form import Form, passes
 
 #: A status and a body.
 Answer = tuple[int, bytes]
@@ -78,7 +76,7 @@ class EbsApi:
 
     def _describe_volumes(self, form: Form) -> object:
         return self._described(
-            form, "VolumeId", self._ebs.volumes, self._ebs.volume, _volume_field, "volumeSet", shapes.volume
+            form, "VolumeId", self._ebs.volumes, self._ebs.volume, _volume_fields, "volumeSet", shapes.volume
         )
 
     def _attach(self, form: Form) -> object:
@@ -155,7 +153,7 @@ class EbsApi:
         owners = {ACCOUNT if owner == "self" else owner for owner in form.words("Owner")}
         visible = {key: found for key, found in self._ebs.snapshots.items() if not owners or found.owner in owners}
         return self._described(
-            form, "SnapshotId", visible, self._ebs.snapshot, _snapshot_field, "snapshotSet", shapes.snapshot
+            form, "SnapshotId", visible, self._ebs.snapshot, _snapshot_fields, "snapshotSet", shapes.snapshot
         )
 
     def _delete_snapshot(self, form: Form) -> object:
@@ -189,7 +187,7 @@ class EbsApi:
         parameter: str,
         among: Mapping[str, _Resource],
         known: Callable[[str], _Resource],
-        field: Callable[[_Resource, str], Sequence[str] | None],
+        fields: Callable[[_Resource], Mapping[str, Sequence[str]]],
         element: str,
         shown: Callable[[_Resource], object],
     ) -> object:
@@ -204,7 +202,7 @@ class EbsApi:
             lag = self._ebs.faults.search_lag
             found = [resource for resource in among.values() if time.monotonic() - resource.born >= lag]
         for criterion in form.items("Filter"):
-            found = [resource for resource in found if _passes(criterion, resource, field)]
+            found = [resource for resource in found if passes(criterion, resource.tags, fields(resource))]
         page, token = self._page(found, most, form.text("NextToken"))
         return {element: [shown(resource) for resource in page], "nextToken": token}
 
@@ -224,26 +222,7 @@ def _ours(form: Form) -> list[str]:
     return ours
 
 
-def _passes(criterion: Form, resource: _Resource, field: Callable[[_Resource, str], Sequence[str] | None]) -> bool:
-    name = criterion.required("Name")
-    if name.startswith("tag:"):
-        value = resource.tags.get(name.removeprefix("tag:"))
-        values: Sequence[str] | None = [] if value is None else [value]
-    elif name == "tag-key":
-        values = list(resource.tags)
-    else:
-        values = field(resource, name)
-    if values is None:
-        raise Refusal("InvalidParameterValue", f"The filter '{name}' is invalid")
-    return any(_matches(value, pattern) for pattern in criterion.words("Value") for value in values)
-
-
-def _matches(value: str, pattern: str) -> bool:
-    # Of fnmatch, EC2 knows * and ?, and a backslash that takes them literally.
-    return fnmatch.fnmatchcase(value, re.sub(r"\\(.)", r"[\1]", pattern.replace("[", "[[]")))
-
-
-def _volume_field(volume: Volume, name: str) -> list[str] | None:
+def _volume_fields(volume: Volume) -> dict[str, list[str]]:
     attachment = volume.attachment
     fields: dict[str, list[object]] = {
         "volume-id": [volume.id],
@@ -258,10 +237,10 @@ def _volume_field(volume: Volume, name: str) -> list[str] | None:
         "attachment.status": [attachment.state] if attachment else [],
         "attachment.delete-on-termination": [shapes.text(attachment.delete_on_termination)] if attachment else [],
     }
-    return [str(value) for value in fields[name]] if name in fields else None
+    return {name: [str(value) for value in values] for name, values in fields.items()}
 
 
-def _snapshot_field(snapshot: Snapshot, name: str) -> list[str] | None:
+def _snapshot_fields(snapshot: Snapshot) -> dict[str, list[str]]:
     fields: dict[str, object] = {
         "snapshot-id": snapshot.id,
         "status": snapshot.state,
@@ -272,4 +251,4 @@ def _snapshot_field(snapshot: Snapshot, name: str) -> list[str] | None:
         "progress": f"{snapshot.progress}%",
         "encrypted": shapes.text(snapshot.encrypted),
     }
-    return [str(fields[name])] if name in fields else None
+    return {name: [str(value)] for name, value in fields.items()}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from bootagent.sandbox.ebs_model import Refusal
 
@@ -62,3 +63,24 @@ class Form:
             if specification.text("ResourceType") == resource_type
             for tag in specification.items("Tag")
         }
+
+
+def passes(criterion: Form, tags: Mapping[str, str], fields: Mapping[str, Sequence[str]]) -> bool:
+    """Whether a resource, with these tags and the values that filters can ask for, passes a Filter. Raises Refusal."""
+    name = criterion.required("Name")
+    values: Sequence[str]
+    if name.startswith("tag:"):
+        key = name.removeprefix("tag:")
+        values = [tags[key]] if key in tags else []
+    elif name == "tag-key":
+        values = list(tags)
+    elif name in fields:
+        values = fields[name]
+    else:
+        raise Refusal("InvalidParameterValue", f"The filter '{name}' is invalid")
+    return any(_matches(value, pattern) for pattern in criterion.words("Value") for value in values)
+
+
+def _matches(value: str, pattern: str) -> bool:
+    # Of fnmatch, EC2 knows * and ?, and a backslash that takes them literally.
+    return fnmatch.fnmatchcase(value, re.sub(r"\\(.)", r"[\1]", pattern.replace("[", "[[]")))

@@ -105,7 +105,7 @@ def test_it_is_frozen_while_the_snapshot_is_taken(
     cloud: Cloud, disks: Disks, machine: HearingMachine, volume_id: str, wanted: Wanted
 ) -> None:
     seen: list[bool] = []
-    answer = cloud.api._overrides["ec2"]
+    answer = cloud.api._overrides["ec2", ""]
 
     def watch(form: object) -> object:
         if form["Action"] == "CreateSnapshot":  # type: ignore[index]
