@@ -310,7 +310,7 @@ def _keys(options: argparse.Namespace) -> int:
     from bootagent import console
     from bootagent.config import reference
 
-    found = [key for key in reference.keys() if options.word in key.path]
+    found = [key for key in reference.all_keys() if options.word in key.path]
     if options.json:
         _print_json([vars(key) for key in found])
     else:

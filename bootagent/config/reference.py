@@ -21,7 +21,7 @@ class Key:
     meaning: str
 
 
-def keys() -> list[Key]:
+def all_keys() -> list[Key]:
     """All keys, in the order of the schema."""
     return list(_below("", schema.root()))
 
@@ -48,5 +48,5 @@ def _one(path: str, raw: Schema) -> Iterator[Key]:
     below = list(_below(path, found))
     if meaning or not below:
         default = raw.get("default", found.get("default"))
-        yield Key(path, "" if default is None or below else json.dumps(default, ensure_ascii=False), meaning)
+        yield Key(path, "" if default is None or below else json.dumps(default, ensure_ascii=False), str(meaning))
     yield from below

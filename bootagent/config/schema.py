@@ -41,7 +41,7 @@ def complete(value: Any, schema: Schema | None = None) -> Any:
     """A valid value with the schema's defaults filled in."""
     schema = followed(root() if schema is None else schema)
     if "oneOf" in schema:
-        fitting = [branch for branch in map(_followed, schema["oneOf"]) if not list(check(value, branch))]
+        fitting = [branch for branch in map(followed, schema["oneOf"]) if not list(check(value, branch))]
         return complete(value, fitting[0])
     if isinstance(value, list):
         return [complete(item, schema["items"]) for item in value]

@@ -37,6 +37,7 @@ COMMANDS = {
     "timeline": "where the last run's seconds went",
     "facts": "what this instance knows about itself",
     "check": "everything that is wrong",
+    "keys": "defaults and meanings",
     "schema": "JSON Schema",
     "publish": "pointer last",
     "snapshot": "a mounted volume",

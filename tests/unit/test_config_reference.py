@@ -6,14 +6,14 @@ from bootagent.config import reference
 
 
 def test_every_key_says_what_it_means() -> None:
-    keys = reference.keys()
+    keys = reference.all_keys()
     assert len(keys) > 100
     assert [key.path for key in keys if not key.meaning] == []
     assert len({key.path for key in keys}) == len(keys)
 
 
 def test_defaults_and_kinds_of_sources() -> None:
-    found = {key.path: key for key in reference.keys()}
+    found = {key.path: key for key in reference.all_keys()}
     assert found["apps.NAME.keep_releases"].default == "5"
     assert found["apps.NAME.source(git).ref"].default == '"HEAD"'
     assert found["apps.NAME.source(s3).url"].default == ""
