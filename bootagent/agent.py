@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from bootagent import __version__, plan, readiness, release, runit, servicedir, state, telling
+from bootagent import __version__, footprint, leaving, plan, readiness, release, runit, servicedir, state, telling
 from bootagent.config import resolve
 from bootagent.config.document import Document
 from bootagent.config.model import App, Config
@@ -31,11 +31,12 @@ from bootagent.errors import (
 from bootagent.instance import Instance, Tags
 from bootagent.journal import Hearer, Journal, boot_id, timestamp, uptime
 from bootagent.lock import Lock
-from bootagent.machine import Machine, Note
+from bootagent.machine import Machine, Note, Transfer
 from bootagent.plan import DEPLOYING, Lane, Phase, Plan
 from bootagent.state import Failure, LastRun, Pending, ReleaseRecord, State
 from bootagent.steps.base import Step
 from bootagent.survey import (
+    around_a_stop,
     attachments,
     balancers_told,
     load_document,
@@ -77,6 +78,7 @@ class Request:
     retry: bool = False
     force: bool = False
     reason: str = "somebody asked"
+    extent: plan.Extent = "stop"
     rollback_to: str | None = None
     app: str | None = None
 
@@ -192,6 +194,7 @@ class _Run:
             made = self._planned()
             if self.config:  # somebody wants them up again, and this is where
                 self._state = replace(self._state, stopped=None, definitions=self.config.runit.definitions)
+                self._note_for_a_stop(self.config)
             return self._seen_to_last(self._carry_out(made))
         except _LeftAloneError as error:
             return Outcome(EXIT_DONE, {}, (str(error),), left_alone=True)
@@ -334,6 +337,10 @@ class _Run:
         """How often the configuration wants to look for a new release; None when it could not be read."""
         return resolve.watch_interval(self._document) if self._document else None
 
+    def _note_for_a_stop(self, config: Config) -> None:
+        leaving.save(self._machine, plan.leaving(config))
+        footprint.note(self._machine, config.runit.definitions, config.runit.service_dir, until="stop")
+
     def _stop_plan(self) -> Plan:
         """A machine that goes down has no time for metadata; nor must a broken configuration keep services up."""
         try:
@@ -343,7 +350,8 @@ class _Run:
         self._state = replace(self._state, stopped=boot_id())
         self._save(self._state)  # before anything else: whoever waits for a turn must find it
         services = services_to_stop(self._document, self._state, self._machine)
-        made = plan.stop(services, self._request.reason)
+        around = around_a_stop(self._document, self._state, self._machine, self._request.extent)
+        made = plan.stop(services, around, self._request.reason)
         return replace(made, lanes=(*self._traffic_off(), *made.lanes))
 
     def _traffic_off(self) -> tuple[Lane, ...]:
@@ -455,6 +463,8 @@ class _Run:
     def _take_down(self, made: Plan) -> Outcome:
         """Carry out a stop: whatever one step could not do, every other has its turn."""
         errors: dict[str, list[BootagentError]] = {lane.app: [] for lane in made.lanes}
+        removed: list[str] = []
+        self._machine = _hearing_what_is_removed(self._machine, removed)
 
         def steps_of(lane: Lane, phase: Phase) -> list[BootagentError]:
             failures = [self._run_all((step,), phase, lane.app) for step in lane.steps.get(phase, ())]
@@ -464,7 +474,10 @@ class _Run:
             found = side_by_side(lambda lane, phase=phase: steps_of(lane, phase), made.lanes)
             for lane, failed in zip(made.lanes, found, strict=True):
                 errors[lane.app] += failed
-        endings = {lane.app: _stopped(lane, errors[lane.app]) for lane in made.lanes}
+        endings = {lane.app: _stopped(lane, errors[lane.app], self._request.extent, removed) for lane in made.lanes}
+        if self._request.extent == "reset" and not any(errors.values()):
+            # Of what was made there is nothing left to know; the tags were given, and that it is stopped holds.
+            self._save(replace(self._state, apps={}, definitions=None, last_run=None))
         worst = max((ending.exit_code for ending in endings.values()), key=_severity, default=EXIT_DONE)
         return Outcome(worst, endings, transient=worst != EXIT_DONE)
 
@@ -608,6 +621,8 @@ class _Run:
         )
         for later in DEPLOYING:
             if again := self._run_steps(back, later):
+                if phase == "stage" and self._something_serves():  # nothing was switched, nor stopped
+                    return Ending(EXIT_DEGRADED, f"{error}; what ran still serves", tail, transient=transient)
                 sentence = f"{error}; and release {fallback} could not be put back: {again}"
                 return Ending(EXIT_FAILED, sentence, tail, transient=True)
         self._serving[lane.app] = back.steps.get("serve", ())
@@ -679,12 +694,28 @@ def _summarize(request: Request, machine: Machine, outcome: Outcome) -> None:
         machine.write(machine.real(SUMMARY), line.encode() + b"\n")
 
 
-def _stopped(lane: Lane, errors: Sequence[BootagentError]) -> Ending:
+def _stopped(lane: Lane, errors: Sequence[BootagentError], extent: plan.Extent, removed: Sequence[str]) -> Ending:
     if errors:
         tail = "\n".join(filter(None, map(_tail, errors)))
-        failure = telling.failure_of(errors[0], lane.app)
-        return Ending(EXIT_FAILED, "; ".join(map(str, errors)), tail, transient=True, failure=failure)
-    return Ending(EXIT_DONE, lane.reason if lane.intent == "withdraw" else f"its services are down; {lane.reason}")
+        return Ending(EXIT_FAILED, "; ".join(map(str, errors)), tail, transient=True)
+    if lane.app != plan.MACHINE:
+        return Ending(EXIT_DONE, f"its services are down; {lane.reason}")
+    if extent == "reset" and removed:
+        return Ending(EXIT_DONE, f"it is as before its first boot; removed {', '.join(removed)}")
+    said = {"shutdown": "nothing is mounted", "stop": "it is as before the boot", "reset": "as before its first boot"}
+    return Ending(EXIT_DONE, said[extent])
+
+
+def _hearing_what_is_removed(machine: Machine, removed: list[str]) -> Machine:
+    """The same machine; what steps say they have removed is added to ``removed``."""
+    listener = machine.tell
+
+    def hear(event: Transfer | Note) -> None:
+        if isinstance(event, Note) and event.label == "removed":
+            removed.append(str(event.details["what"]))
+        listener(event)
+
+    return Machine(machine.root, hear)
 
 
 def _severity(code: int) -> int:

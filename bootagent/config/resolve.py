@@ -177,9 +177,13 @@ def _filled(
     for path, text in coordinates.texts(table, fields):
         holder: Any = table
         for key in path[:-1]:
-            holder = holder[int(key[1:-1])] if isinstance(holder, list) else holder[key]
+            holder = holder[_index(holder, key)]
         try:
-            holder[path[-1]] = coordinates.fill(text, values, strict=coordinates.is_strict(path, fields))
+            holder[_index(holder, path[-1])] = coordinates.fill(text, values, strict=coordinates.is_strict(path, fields))
         except ValueError as error:
             problems.append(document.problem((*where, *path), str(error)))
     return table
+
+
+def _index(holder: Any, key: str) -> Any:
+    return int(key[1:-1]) if isinstance(holder, list) else key

@@ -459,3 +459,24 @@ def test_a_tag_cannot_pose_as_a_coordinate() -> None:
     found = app(url="s3://{region}/{role}.json", tags={**TAGS, "region": "evil", "role": "evil", "tag:x": "evil"})
     assert isinstance(found.source, S3Source)
     assert (found.source.bucket, found.source.key) == ("eu-west-1", "web.json")
+
+
+def test_the_items_of_a_list_are_filled_in() -> None:
+    found = app(
+        """
+        secrets = ["ssm:/{environment}/", { name = "A", from = "ssm:/{role}/A" }]
+        environment = { layers = ["common", "{environment}"] }
+        """
+    )
+    assert [secret.origin for secret in found.unnamed.secrets] == ["ssm:/staging/", "ssm:/web/A"]
+    assert found.environment is not None and found.environment.layers == ("common", "staging")
+
+
+def test_coordinates_are_filled_in_in_lists_of_balancers() -> None:
+    found = resolve_text(
+        SMALLEST + '[roles.web.traffic]\ntarget_groups = ["{role}-front", { group = "{role}-api", port = 8080 }]\n'
+        'load_balancers = ["{role}"]\n'
+    )
+    assert found.traffic is not None
+    assert [(one.group, one.port) for one in found.traffic.target_groups] == [("web-front", None), ("web-api", 8080)]
+    assert found.traffic.load_balancers == ("web",)
