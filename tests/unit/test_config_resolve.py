@@ -473,8 +473,8 @@ def test_the_items_of_a_list_are_filled_in() -> None:
 
 
 def test_coordinates_are_filled_in_in_lists_of_balancers() -> None:
-    found = resolve_text(
-        SMALLEST + '[roles.web.traffic]\ntarget_groups = ["{role}-front", { group = "{role}-api", port = 8080 }]\n'
+    found = resolved(
+        PROMISED + '[roles.web.traffic]\ntarget_groups = ["{role}-front", { group = "{role}-api", port = 8080 }]\n'
         'load_balancers = ["{role}"]\n'
     )
     assert found.traffic is not None
