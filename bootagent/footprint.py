@@ -147,7 +147,8 @@ def _look(machine: Machine, path: str, until: Until) -> Before | None:
         with beneath.directory(machine.root, str(place.parent).lstrip("/") or ".") as parent:
             found = os.lstat(place.name or ".", dir_fd=parent)
             if stat.S_ISLNK(found.st_mode):
-                return Before(until, stat.S_IFLNK, target=os.readlink(place.name, dir_fd=parent))
+                target = os.readlink(place.name, dir_fd=parent)
+                return Before(until, stat.S_IFLNK, found.st_uid, found.st_gid, target)
     except FileNotFoundError:
         return Before(until)
     except (OSError, BootagentError):

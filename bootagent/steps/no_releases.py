@@ -1,0 +1,106 @@
+"""What this agent has released of an app, gone; what others have, left as it was."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+
+from bootagent import beneath, footprint
+from bootagent.errors import BootagentError
+from bootagent.machine import Machine, Note
+
+#: Its lines in revisions.log.
+_OURS = re.compile(r"(Branch .* deployed as release [0-9]{14} by bootagent|bootagent rolled back to release [0-9]{14})")
+
+
+@dataclass(frozen=True)
+class NoReleases:
+    """Of ``app`` none of the releases in ``names`` is left, nor the mirror they came from, nor what tells of them.
+
+    ``current`` is where it was before the first of them, or nowhere. ``own`` are files and directories of the agent's
+    own that go, too.
+    """
+
+    app: str
+    deploy_to: str
+    names: tuple[str, ...]
+    own: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"remove what bootagent has released of {self.app} ({', '.join(self.names) or 'nothing'})"
+
+    def is_satisfied(self, machine: Machine) -> bool:
+        """Whether it is gone."""
+        log, kept = self._log(machine)
+        return (
+            not self._doomed(machine)
+            and not self._names_ours(machine)
+            and log == kept
+            and not any(machine.real(path).exists() for path in self.own)
+        )
+
+    def apply(self, machine: Machine) -> None:
+        """Put current back first, then remove."""
+        root, removed = machine.real(self.deploy_to), self._doomed(machine)
+        if self._names_ours(machine):
+            self._put_current_back(machine)
+        for path in removed:
+            beneath.remove_tree(machine, root, path)
+        self._mend_log(machine)
+        for own in self.own:
+            machine.remove_tree(machine.real(own))
+        footprint.forget(machine, *(f"{self.deploy_to}/{path}" for path in ("current", "repo")))
+        if removed:
+            machine.tell(Note("removed", {"what": ", ".join(f"{self.deploy_to}/{path}" for path in removed)}))
+
+    def _doomed(self, machine: Machine) -> list[str]:
+        root = machine.real(self.deploy_to)
+        if not root.is_dir():
+            return []
+        found = [name for name in beneath.subdirectories(root, "releases") if name in self.names or _is_half_made(name)]
+        doomed = [f"releases/{name}" for name in found]
+        if self._was_absent(machine, "repo"):
+            doomed += [name for name in beneath.subdirectories(root, ".") if name == "repo" or _is_half_made(name)]
+        return doomed
+
+    def _was_absent(self, machine: Machine, path: str) -> bool:
+        noted = footprint.before(machine, f"{self.deploy_to}/{path}")
+        return noted is not None and noted.mode is None
+
+    def _names_ours(self, machine: Machine) -> bool:
+        root = machine.real(self.deploy_to)
+        target = beneath.read_link(root, "current") if root.is_dir() else None
+        return target is not None and target.rstrip("/").rpartition("/")[2] in self.names
+
+    def _put_current_back(self, machine: Machine) -> None:
+        root = machine.real(self.deploy_to)
+        noted = footprint.before(machine, f"{self.deploy_to}/current")
+        if noted and noted.target is not None and (root / noted.target).exists():
+            machine.link(root / "current", noted.target)
+            os.chown(root / "current", noted.uid, noted.gid, follow_symlinks=False)
+        else:
+            (root / "current").unlink(missing_ok=True)
+
+    def _log(self, machine: Machine) -> tuple[bytes, bytes]:
+        """revisions.log as it is, and without our lines."""
+        try:
+            text = beneath.read(machine.real(self.deploy_to), "revisions.log")[0]
+        except (OSError, BootagentError):
+            return b"", b""
+        lines = text.splitlines(keepends=True)
+        return text, b"".join(line for line in lines if not _OURS.fullmatch(line.decode(errors="replace").rstrip("\n")))
+
+    def _mend_log(self, machine: Machine) -> None:
+        text, kept = self._log(machine)
+        if text == kept:
+            return
+        with beneath.directory(machine.real(self.deploy_to)) as held:
+            log = os.open("revisions.log", os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=held)
+        with os.fdopen(log, "r+b") as file:  # in place: it keeps its owner
+            file.write(kept)
+            file.truncate()
+
+
+def _is_half_made(name: str) -> bool:
+    return name.startswith(".") and name.endswith((".partial", ".removed"))
