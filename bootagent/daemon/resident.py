@@ -152,8 +152,8 @@ class Resident:
     def _begin(self, why: str) -> None:
         self._have_escorted(why)
         if why == "stop":
-            argv = [*self._launcher, "stop", "--shutdown", "--force", "--lock-wait", str(PATIENCE_SECONDS), *self._place]
-            argv += ["--reason", told_to_die(self._notices), *self._log_words]
+            argv = [*self._launcher, "stop", "--force", "--lock-wait", str(PATIENCE_SECONDS), *self._place]
+            argv += ["--shutdown", "--reason", told_to_die(self._notices), *self._log_words]
         else:
             argv = [*self._launcher, "run", "--once", "--because", why, *self._place, *self._words]
         self._due = None
