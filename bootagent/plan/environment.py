@@ -31,7 +31,7 @@ def tree(app: App, current: str, *, copied: bool = False) -> Tree | None:
         return None
     if found.git:
         shown = "/".join(filter(None, (without_secrets(found.git.url), found.path)))
-        return Tree(f"{checkout.place(app.name)}/{checkout.CURRENT}", found.path, found.layers, shown)
+        return Tree(f"{checkout.place(app.name)}/{checkout.CURRENT}", found.path or ".", found.layers, shown)
     if found.path.startswith("/"):
         return Tree(found.path, ".", found.layers, found.path)
     shown = f"{current}/{found.path}"
