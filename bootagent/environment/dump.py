@@ -1,0 +1,160 @@
+"""Dumps of an environment: ``.env`` files, ``heroku config -s`` and ``heroku config --json``, read and written.
+
+Text is one assignment after the other, as a shell would read it: ``export`` before it and a comment after it are allowed,
+``'…'`` is taken as it is, ``"…"`` with its escapes, both over several lines, and what stands together belongs together,
+as in ``'it'\\''s'``. A value that begins without a quote is taken as it is up to a blank and ``#``, or the end of its
+line: its backslashes, too, for so do the readers of ``.env`` files. Nothing is ever expanded: a ``$`` is a ``$``. Of two
+values of one name the later counts. ``unset NAME``, or null in JSON, is a variable that is unset.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from bootagent.errors import BootagentError
+
+Variables = Mapping[str, str | None]
+
+_START = re.compile(r"(?:export[ \t]+)?([A-Za-z_][A-Za-z0-9_.-]*)[ \t]*=[ \t]*")
+_UNSET = re.compile(r"unset[ \t]+([A-Za-z_][A-Za-z0-9_.-]*)[ \t]*(?:#[^\n]*)?(?=\r?\n|\r?$)")
+_BARE = re.compile(r"[^\n]*?(?=[ \t]+#|[ \t]*\r?(?:\n|$))")
+_WORD = re.compile(r"[^\s'\"\\]+")
+_REST = re.compile(r"[ \t]*(?:(?<=[ \t])#[^\n]*)?(?:\r?\n|\r?$)")
+_SPACE = re.compile(r"(?:\s+|#[^\n]*)*")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+_PLAIN = re.compile(r"[A-Za-z0-9_/:.,@%+-]+")
+#: Those of a shell, and what .env files say a newline with.
+_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", '"': '"', "\\": "\\", "$": "$", "`": "`"}
+
+
+def parse(content: bytes) -> dict[str, str | None]:
+    """The variables of a dump; JSON when it begins as such. Raises BootagentError, which has names and no values."""
+    text = content.decode("utf-8", errors="surrogateescape").removeprefix("\ufeff")
+    return _json(text) if text.lstrip().startswith("{") else _assignments(text)
+
+
+def text(variables: Variables) -> str:
+    """A dump that a shell reads, and :func:`parse`. Raises BootagentError for a name that is none in a shell."""
+    lines = []
+    for name, value in sorted(variables.items()):
+        if not _NAME.fullmatch(name):
+            raise BootagentError(f"{name[:80]!r} is no name for a shell", remedy="write it as JSON: --json")
+        lines.append(f"unset {name}\n" if value is None else f"{name}={_quoted(value)}\n")
+    return "".join(lines)
+
+
+def to_json(variables: Variables) -> str:
+    """A dump as JSON. Raises BootagentError for what is no text."""
+    for name, value in variables.items():
+        if not _is_text(name + (value or "")):
+            raise BootagentError(f"{name[:80]!r} is not UTF-8, and JSON is", remedy="write it without --json")
+    return json.dumps(dict(sorted(variables.items())), indent=2, ensure_ascii=False) + "\n"
+
+
+def _is_text(word: str) -> bool:
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _quoted(value: str) -> str:
+    if _PLAIN.fullmatch(value):
+        return value
+    if "'" in value and not set('"\\$`!') & set(value):  # which more readers of .env files know than the other way
+        return f'"{value}"'
+    return "'" + value.replace("'", "'\\''") + "'"
+
+
+def _json(text: str) -> dict[str, str | None]:
+    try:
+        found: Any = json.loads(text)
+    except ValueError as error:
+        line = getattr(error, "lineno", "?")
+        raise BootagentError(f"line {line}: this begins like JSON and is none") from None
+    for name, value in found.items():
+        if value is not None and not isinstance(value, str):
+            raise BootagentError(f"{name[:80]!r} is no text but {type(value).__name__}")
+    return dict(found)
+
+
+def _assignments(text: str) -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    place = 0
+    while (place := _skipped(text, place)) < len(text):
+        if unset := _UNSET.match(text, place):
+            found[unset[1]] = None
+            place = unset.end()
+        elif start := _START.match(text, place):
+            found[start[1]], place = _value(text, start.end(), start[1])
+        else:
+            raise BootagentError(f"line {_line(text, place)} is no assignment: NAME=value")
+    return found
+
+
+def _skipped(text: str, place: int) -> int:
+    match = _SPACE.match(text, place)
+    return match.end() if match else place
+
+
+def _value(text: str, place: int, name: str) -> tuple[str, int]:
+    """A value and where the next line begins."""
+    if text[place : place + 1] not in ("'", '"') and not text.startswith("\\'", place):
+        if text[place : place + 1] == "#" and text[place - 1] in " \t":
+            return "", text.find("\n", place) if "\n" in text[place:] else len(text)
+        bare = _BARE.match(text, place)
+        assert bare is not None
+        end = text.find("\n", bare.end())
+        return bare[0], len(text) if end < 0 else end + 1
+    parts = []
+    while place < len(text):
+        if rest := _REST.match(text, place):
+            return "".join(parts), rest.end()
+        part, place = _part(text, place, name)
+        parts.append(part)
+    return "".join(parts), place
+
+
+def _part(text: str, place: int, name: str) -> tuple[str, int]:
+    """A piece of a value that stands together with others, and where it ends."""
+    match text[place]:
+        case "'":
+            end = text.find("'", place + 1)
+            if end < 0:
+                raise _unclosed(text, place, name)
+            return text[place + 1 : end], end + 1
+        case '"':
+            return _double_quoted(text, place, name)
+        case "\\" if place + 1 < len(text) and text[place + 1] != "\n":
+            return text[place + 1], place + 2
+    word = _WORD.match(text, place)
+    if word is None:
+        raise BootagentError(f"line {_line(text, place)}: there is more after the value of {name}")
+    return word[0], word.end()
+
+
+def _double_quoted(text: str, place: int, name: str) -> tuple[str, int]:
+    parts, here = [], place + 1
+    while here < len(text):
+        char = text[here]
+        if char == '"':
+            return "".join(parts), here + 1
+        if char == "\\" and text[here + 1 : here + 2] in _ESCAPES:
+            parts.append(_ESCAPES[text[here + 1]])
+            here += 2
+        else:
+            parts.append(char)
+            here += 1
+    raise _unclosed(text, place, name)
+
+
+def _unclosed(text: str, place: int, name: str) -> BootagentError:
+    return BootagentError(f"line {_line(text, place)}: the quote in the value of {name} has no end")
+
+
+def _line(text: str, place: int) -> int:
+    return text.count("\n", 0, place) + 1
