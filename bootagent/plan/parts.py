@@ -180,4 +180,8 @@ def _spec(app: App, service: Service) -> ServiceSpec:
         directory=service.directory,
         confinement=Confinement(service.umask, **vars(service.limits)),
         cgroup=cgroups.Limits(**vars(service.cgroup)) if service.cgroup else None,
+        after=service.after,
+        # What is mounted takes the place of what was: no process may stay in that.
+        reload=None if app.in_place and isinstance(app.source, EbsSource) else service.reload,
+        stop=service.stop,
     )

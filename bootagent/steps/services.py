@@ -6,22 +6,23 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from bootagent import beneath, cgroups, runit, runtimes, servicedir, servicefiles
+from bootagent.bringup import Reload, Watch, bring_up
 from bootagent.environment import directories, secrets
 from bootagent.environment.concealed import Concealed
 from bootagent.environment.directories import Tree
-from bootagent.errors import BootagentError, MachineError, ServiceError
+from bootagent.errors import BootagentError
 from bootagent.health import command_problem, http_problem, tcp_problem
 from bootagent.machine import Machine, Note
 from bootagent.servicedir import LogEnd, ServiceDirectory
 from bootagent.servicefiles import FREE, Confinement
 
-POLL_SECONDS = 0.1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+Marker = Mapping[str, str | None]
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,9 @@ class ServiceSpec:
     """One service, in plain fields. ``command`` None: the release's own service directory. Times in seconds.
 
     ``secrets`` is the directory of those it has. ``command`` follows the words of ``wrapper`` and runs in
-    ``directory``: absolute, or below current.
+    ``directory``: absolute, or below current. ``after`` are services, as ``APP.SERVICE``, that must be healthy first.
+    ``reload`` is the signal that has it take up a new release; None: it is restarted. ``stop`` is a command run in
+    current before TERM.
     """
 
     name: str
@@ -50,6 +53,9 @@ class ServiceSpec:
     directory: str = ""
     confinement: Confinement = FREE
     cgroup: cgroups.Limits | None = None
+    after: tuple[str, ...] = ()
+    reload: runit.Signal | None = None
+    stop: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,8 @@ class Services:
 
     ``mark`` None: whichever release ``current`` is at; somebody else put it there and restarts what it needs.
     ``specs`` are those configured, ``unnamed`` stands for any other that the release brings in ``release_services``;
-    ``only`` narrows both by name. ``watched`` are files whose content counts: a change restarts the services.
+    ``only`` narrows both by name. ``watched`` are files whose content counts: a change restarts the services,
+    or reloads them.
     ``scripts`` is where the release's service directories have been copied to, when the release itself must not be
     touched by this process. ``needs`` are mountpoints that must be there before any of them starts. ``environment`` is
     the tree of their variables.
@@ -103,25 +110,78 @@ class Services:
         )
 
     def apply(self, machine: Machine) -> None:
-        """Remove what is no longer wanted; install and start what changed; wait until all work. Raises ServiceError."""
+        """Remove what is no longer wanted; install and start what changed; wait until all work. Raises ServiceError.
+
+        Each is begun once those it comes after are healthy; what has not changed keeps its process.
+        """
         wanted = self._wanted(machine)
         watched = self._watched(machine)
+        after = self._order(machine, [one.directory.name for one in wanted])
         log_ends = {one.directory.name: servicedir.log_end(machine, one.spec.log) for one in wanted}
-        keep = {one.directory.name for one in wanted}
         for name in servicedir.installed(machine, self.definitions, self.app):
-            if name not in keep:
+            if name not in log_ends:
                 servicedir.remove(machine, self.definitions, self.service_dir, name)
-        for one in wanted:
-            marked = one.directory.read_marker(machine, keep_release=self.mark is None)
-            if one.marker(self.mark, watched) != marked or not one.directory.is_installed(machine):
-                one.directory.unmark(machine)
-                one.directory.install(machine, stop_within=one.spec.stop_within)
-            one.directory.start(machine)
-        self._verify(machine, wanted, log_ends)
-        for one in wanted:
+
+        def begin(one: _Wanted) -> Watch | None:
+            return self._begin(machine, one, one.marker(self.mark, watched), log_ends[one.directory.name])
+
+        def done(one: _Wanted) -> None:
             one.directory.write_marker(machine, one.marker(self.mark, watched))
+
+        bring_up(machine, {one.directory.name: one for one in wanted}, after, begin, done)
         for place in self._left_secrets(machine):
             secrets.remove(machine, place)
+
+    def _begin(self, machine: Machine, one: _Wanted, marker: Marker, log_end: LogEnd) -> Watch | None:
+        """Have one service run as it should: leave it alone, reload it, or start it. None: there is nothing to do."""
+        marked = one.directory.read_marker(machine, keep_release=self.mark is None) or {}
+        if not one.directory.is_installed(machine):
+            marked = {}
+        if marked == marker:
+            if one.is_up(machine) and one.problem(machine) is None:
+                return None
+        else:
+            one.directory.unmark(machine)  # whatever becomes of it: nothing is known to work until it has been seen
+            if watch := self._reloaded(machine, one, marked, marker, log_end):
+                return watch
+            one.directory.install(machine, stop_within=one.spec.stop_within)
+        one.directory.start(machine)
+        return Watch(one, log_end)
+
+    def _reloaded(
+        self, machine: Machine, one: _Wanted, marked: Marker, marker: Marker, log_end: LogEnd
+    ) -> Watch | None:
+        """Have a signal do instead of a restart, where it can: nothing but the release, or a watched file, is new."""
+        found, signal = runit.status(one.directory.inner(machine)), one.spec.reload
+        if signal is None or marked.get("definition") != marker["definition"]:
+            return None
+        if found is None or found.state != "run" or one.problem(machine):
+            return None
+        machine.tell(Note(f"{signal} to {one.directory.name}, which is to take up what is new", {"pid": found.pid}))
+        seen = Reload(found.pid)
+        runit.reload(machine, one.directory.inner(machine), signal, identity=one.directory.identity)
+        return Watch(one, log_end, seen)
+
+    def _order(self, machine: Machine, names: Iterable[str]) -> dict[str, set[str]]:
+        """For each service the others of this app that it comes after.
+
+        Other apps are up by now, with what services they have. Raises BootagentError for one that there is not.
+        """
+        own = list(names)
+        found: dict[str, set[str]] = {}
+        for spec in self.specs:
+            name = f"{self.app}.{spec.name}"
+            for other in spec.after if name in own else ():
+                app = other.partition(".")[0]
+                there = own if app == self.app else servicedir.installed(machine, self.definitions, app)
+                if other not in there:
+                    raise BootagentError(
+                        f"service {name} comes after {other}, and {app} has {', '.join(there) or 'no service'}",
+                        remedy="correct its after = [...]",
+                    )
+                if app == self.app:
+                    found.setdefault(name, set()).add(other)
+        return found
 
     def _wanted(self, machine: Machine) -> list[_Wanted]:
         root, place = self._own_scripts(machine)
@@ -165,6 +225,8 @@ class Services:
             if spec.command is None
             else servicefiles.from_command(self._place(machine, spec), (*spec.wrapper, *spec.command))
         )
+        if spec.stop:
+            files = self._with_stop_script(machine, spec, spec.stop, files)
         identity = machine.identity(spec.user, spec.group)
         tree = directories.read(machine, self.environment, self.app, name) if self.environment else ()
         hidden = secrets.require(machine, spec.secrets) if spec.secrets else {}
@@ -187,6 +249,18 @@ class Services:
         if spec.cgroup:
             cgroups.check(machine, directory.name, spec.cgroup)
         return _Wanted(spec, directory, self.current, hidden)
+
+    def _with_stop_script(
+        self, machine: Machine, spec: ServiceSpec, stop: tuple[str, ...], files: servicefiles.Files
+    ) -> servicefiles.Files:
+        if "control/t" in [path for path, _, _ in files]:
+            raise BootagentError(
+                f"service {spec.name} of {self.app} has a stop command, and a control/t in the release",
+                remedy="leave one of them out",
+            )
+        command = (*spec.wrapper, *stop)
+        script = runit.stop_script(machine.real(self.current), command, spec.stop_within)
+        return (*files, ("control/t", script, 0o755))
 
     def _left_secrets(self, machine: Machine) -> list[str]:
         """The directories of secrets that no service has any more."""
@@ -214,26 +288,6 @@ class Services:
                 digest.update(b"\0absent")
         return digest.hexdigest()
 
-    def _verify(self, machine: Machine, wanted: list[_Wanted], log_ends: Mapping[str, LogEnd]) -> None:
-        """Watch all of them at once until each has kept one PID for long enough and passed its check."""
-        watches = [_Watch(one) for one in wanted]
-        waiting = watches
-        while waiting:
-            for watch in waiting:
-                watch.look(machine)
-            for watch in [watch for watch in waiting if watch.healthy]:
-                machine.tell(Note(f"{watch.wanted.directory.name} is healthy", {"pid": watch.pid}))
-            if unseen := [watch.wanted.directory.name for watch in waiting if watch.is_unseen()]:
-                raise MachineError(
-                    f"no runsv took up {', '.join(unseen)}: is runsvdir watching {self.service_dir}?",
-                    remedy="start runit",
-                )
-            if failed := [watch for watch in watches if watch.failed]:
-                raise _failure(machine, failed, log_ends)
-            waiting = [watch for watch in waiting if not watch.healthy]
-            if waiting:
-                time.sleep(POLL_SECONDS)
-
 
 @dataclass(frozen=True)
 class _Wanted:
@@ -249,9 +303,22 @@ class _Wanted:
         own = {name: value for name, value in self.directory.environment(machine).items() if value is not None}
         return {**{name: value.reveal() for name, value in self.hidden.items()}, **own}
 
+    @property
+    def stable_for(self) -> float:
+        return self.spec.stable_for
+
+    @property
+    def within(self) -> float:
+        return self.spec.within
+
+    @property
+    def stop_within(self) -> float:
+        return self.spec.stop_within
+
     def marker(self, release: str | None, watched: str) -> dict[str, str | None]:
-        facts = [self.directory.fingerprint(), watched, secrets.digest(self.hidden)]
-        return {"release": release, "definition": hashlib.sha256(json.dumps(facts).encode()).hexdigest()}
+        facts = [self.directory.fingerprint(), secrets.digest(self.hidden)]
+        definition = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        return {"release": release, "definition": definition, "watched": watched}
 
     def is_up(self, machine: Machine) -> bool:
         found = runit.status(self.directory.inner(machine))
@@ -275,64 +342,3 @@ class _Wanted:
         if found is None and (inner / "check").exists():
             found = command_problem(machine, ("./check",), identity=identity, cwd=inner, env=env)
         return found
-
-
-class _Watch:
-    """What has been seen of one service since it was started."""
-
-    def __init__(self, wanted: _Wanted) -> None:
-        self.wanted = wanted
-        self.healthy = False
-        self.failed: str | None = None
-        self.pid = 0
-        self._ends: set[float] = set()
-        self._since = 0.0
-        self._problem: str | None = None
-        self._scanned_by = time.monotonic() + 3 * runit.SCAN_SECONDS
-        self._deadline: float | None = None
-        self._next_check = 0.0
-
-    def look(self, machine: Machine) -> None:
-        now = time.monotonic()
-        found = runit.status(self.wanted.directory.inner(machine))
-        if found is None:
-            self.pid = 0
-        elif not found.wants_up:  # a `down` file, or an order from before
-            self.wanted.directory.start(machine)
-        if found and self._deadline is None:  # its own time counts from the moment runit has it
-            self._deadline = now + max(self.wanted.spec.within, self.wanted.spec.stable_for + 1)
-        pid = found.pid if found and found.state == "run" else 0
-        if pid != self.pid:
-            self.pid, self._since = pid, now
-        if found and not pid and found.wants_up:
-            self._ends.add(found.since)  # runsv waits a second between two of them, so that each is seen
-        if pid and now - self._since >= self.wanted.spec.stable_for and now >= self._next_check:
-            self._problem = self.wanted.problem(machine)
-            again = runit.status(self.wanted.directory.inner(machine))
-            self.healthy = self._problem is None and again is not None and again.pid == pid
-            self._next_check = time.monotonic() + 0.25
-        if self._deadline is not None and now > self._deadline and not self.healthy:
-            self.failed = self._why()
-
-    def is_unseen(self) -> bool:
-        """Whether runit has had time enough to notice the service, and has not."""
-        return self._deadline is None and time.monotonic() > self._scanned_by
-
-    def _why(self) -> str:
-        if len(self._ends) > 1:
-            return f"it crashed {len(self._ends)} times"
-        if not self.pid:
-            return "it ended at once" if self._ends else "it did not start"
-        return self._problem or f"it was not up for {self.wanted.spec.stable_for:g} s"
-
-
-def _failure(machine: Machine, failed: list[_Watch], log_ends: Mapping[str, LogEnd]) -> ServiceError:
-    sentences = [
-        f"service {watch.wanted.directory.name} is not healthy after {watch.wanted.spec.within:g} s: {watch.failed}"
-        for watch in failed
-    ]
-    tails = [
-        servicedir.log_tail(machine, watch.wanted.spec.log, since=log_ends[watch.wanted.directory.name])
-        for watch in failed
-    ]
-    return ServiceError("; ".join(sentences), tail="\n".join(filter(None, tails)))
