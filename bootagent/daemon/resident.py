@@ -258,6 +258,7 @@ class Resident:
 
     def _have_escorted(self, why: str) -> None:
         """Have the group's hooks answered beside what begins. Whether there are any, the escort finds out."""
+        self._escort_said = ""
         if why == "stop":
             if self._farewell_for != told_to_die(self._notices):
                 self._send_escort("terminating")

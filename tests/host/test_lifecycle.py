@@ -1,0 +1,432 @@
+"""The autoscaling group's hooks, answered by the daemon: launch, termination, warm pool, spot. Times are compressed."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from bootagent.sandbox.api import Call
+from bootagent.sandbox.autoscaling import AutoScaling, Hook, PoolState
+from bootagent.sandbox.cloud import Cloud
+from tests.host.stage import BUCKET, App, Stage
+from tests.host.test_daemon import Daemon, Start, set_notice, start, until
+
+__all__ = ["start"]
+
+#: A busy machine may need long for the first heartbeat; from then on they are due every seven seconds.
+READY = Hook("ready", "launching", 20)
+DRAINED = Hook("drained", "terminating", 20)
+CRASHING = (
+    '[apps.web.services.server]\ncommand = ["sh", "-c", "echo no such database; exit 1"]\ncheck = { within = "2s" }\n'
+)
+
+Group = Callable[..., AutoScaling]
+
+
+def lifecycle(**settings: str) -> str:
+    """The table, with ``settings`` over the usual ones; an empty one leaves its key out."""
+    usual = {"launching": "ready", "terminating": "drained", "sustained": "1s", "give_up_after": "60s"}
+    usual["diagnosis"] = f"s3://{BUCKET}/diagnoses/{{environment}}"
+    return "\n[lifecycle]\n" + "".join(f'{key} = "{value}"\n' for key, value in {**usual, **settings}.items() if value)
+
+
+@pytest.fixture
+def group(cloud: Cloud) -> Iterator[Group]:
+    """A group with the cloud's instance: ``group(hooks, pool=…, lag=…)``; it is launched by the test."""
+    with ExitStack() as stack:
+
+        def make(
+            hooks: Sequence[Hook] = (READY, DRAINED), pool: PoolState | None = None, lag: float = 0
+        ) -> AutoScaling:
+            made = AutoScaling(cloud, hooks=hooks, pool=pool, lag=lag, compressed=True)
+            return stack.enter_context(made)
+
+        yield make
+
+
+def told(daemon: Daemon, beginning: str) -> dict[str, Any]:
+    """What an escort has logged, once it has: a note, or that something failed."""
+
+    def found() -> list[dict[str, Any]]:
+        lines = daemon.logged("note") + daemon.logged("failed")
+        return [one for one in lines if str(one.get("error", one["step"])).startswith(beginning)]
+
+    return dict(until(found)[0])
+
+
+def diagnosis(cloud: Cloud) -> dict[str, Any]:
+    (key,) = [key for key in cloud.keys(BUCKET) if key.startswith("diagnoses/")]
+    assert key.startswith(f"diagnoses/staging/{cloud.instance.instance_id}/")
+    return dict(json.loads(cloud.get(BUCKET, key)))
+
+
+# --- launch ------------------------------------------------------------------------------------------------------
+
+
+def test_a_launch_is_continued_once_health_has_lasted(
+    stage: Stage, web: App, start: Start, group: Group, cloud: Cloud
+) -> None:
+    stage.configure(web.config() + lifecycle(sustained="4s"))
+    web.publish("one")
+    fleet = group()
+    fleet.launch()
+    daemon = start()
+    until(lambda: any("launch: waiting 4 s of health" in line for line in daemon.manager.heard("STATUS=")))
+    seen, pid = time.monotonic(), web.pid()
+    assert fleet.state == "Pending:Wait"
+    until(lambda: fleet.state == "InService")
+    assert time.monotonic() - seen > 3
+    assert web.pid() == pid
+    assert fleet.answers == [("ready", "CONTINUE", "call")]
+    assert fleet.heartbeats
+    told(daemon, "launch: continued")
+    until(lambda: daemon.status().endswith("; launch: continued"))
+    until(lambda: not (stage.root / "run/bootagent/launching").exists())
+    assert not (stage.root / "var/lib/bootagent/launch.json").exists()
+    # In service there is nothing to answer, after a restart of the agent neither, nor is a run held up.
+    daemon.leave()
+    cloud.api.forget_calls()
+    assert start().ended("run")["exit_code"] == 0
+    time.sleep(2)
+    assert cloud.count("autoscaling") == cloud.count("autoscaling", "DescribeAutoScalingInstances") == 1
+
+
+def test_what_does_not_stay_up_is_not_continued(stage: Stage, web: App, start: Start, group: Group) -> None:
+    service = '[apps.web.services.server]\ncommand = ["sleep", "3"]\nstable_for = "300ms"\n'
+    stage.configure(web.config(service=service) + lifecycle(sustained="6s", give_up_after="12s"))
+    web.publish("one")
+    fleet = group()
+    fleet.launch()
+    daemon = start()
+    ended = daemon.ended("run")
+    assert ended["exit_code"] == 1
+    until(lambda: fleet.answers)
+    assert fleet.answers[0] == ("ready", "ABANDON", "call")
+    assert "not ready after 12 s" in told(daemon, "launch: abandoned")["error"]
+
+
+def test_a_launch_that_cannot_succeed_is_abandoned_with_its_diagnosis_stored_first(
+    stage: Stage, web: App, start: Start, group: Group, cloud: Cloud
+) -> None:
+    stage.configure(web.config(service=CRASHING) + lifecycle())
+    web.publish("one")
+    console = stage.root / "dev/console"
+    console.parent.mkdir(exist_ok=True)
+    console.touch()
+    fleet = group()
+    fleet.launch()
+    daemon = start()
+    until(lambda: fleet.answers)
+    assert fleet.answers[0] == ("ready", "ABANDON", "call")
+    made = [call.action for call in cloud.calls if call.action in ("PutObject", "CompleteLifecycleAction")]
+    assert made[:2] == ["PutObject", "CompleteLifecycleAction"]
+    found = diagnosis(cloud)
+    assert found["failure"]["phase"] == "serve"
+    assert "it crashed" in found["failure"]["sentence"]
+    assert "no such database" in found["tails"]["web"]
+    assert "no such database" in found["logs"]["web.server"]
+    assert found["journal"][0]["event"] == "run-begin"
+    assert found["status"]["last_run"]["exit_code"] == 1
+    assert "is given up: web: start and verify the services of web" in console.read_text()
+    # The group terminates it, and waits for the other hook.
+    until(lambda: ("drained", "CONTINUE", "call") in fleet.answers)
+    assert fleet.state == "Terminated"
+    assert daemon.ended("stop")["exit_code"] == 0
+
+
+def test_what_is_to_stay_for_inspection_stays_until_somebody_mends_it(
+    stage: Stage, web: App, start: Start, group: Group, cloud: Cloud
+) -> None:
+    stage.configure(web.config(service=CRASHING) + lifecycle(on_failure="stay", give_up_after="20s"))
+    web.publish("one")
+    fleet = group()
+    fleet.launch()
+    daemon = start()
+    told(daemon, "launch: given up, and kept for inspection")
+    assert diagnosis(cloud)["why"]
+    beats = len(fleet.heartbeats)
+    until(lambda: len(fleet.heartbeats) > beats + 1)
+    assert fleet.state == "Pending:Wait"
+    assert fleet.answers == []
+    stage.configure(web.config() + lifecycle(on_failure="stay"))
+    web.publish("two")
+    daemon.process.send_signal(1)
+    until(lambda: fleet.state == "InService")
+    assert len([key for key in cloud.keys(BUCKET) if key.startswith("diagnoses/")]) == 1
+
+
+def test_a_diagnosis_that_cannot_be_stored_is_told_and_the_launch_is_abandoned(
+    stage: Stage, web: App, start: Start, group: Group
+) -> None:
+    stage.configure(web.config(service=CRASHING) + lifecycle(diagnosis="s3://nowhere/at-all"))
+    web.publish("one")
+    fleet = group()
+    fleet.launch()
+    daemon = start()
+    assert "NoSuchBucket" in told(daemon, "launch: the diagnosis is not stored")["error"]
+    until(lambda: fleet.answers)
+    assert fleet.answers[0] == ("ready", "ABANDON", "call")
+
+
+def test_long_work_is_carried_by_heartbeats_and_what_another_try_betters_is_tried(
+    stage: Stage, web: App, start: Start, group: Group, cloud: Cloud
+) -> None:
+    stage.configure(web.config(extra='hooks = { prepare = ["sleep", "15"] }') + lifecycle())
+    web.publish("one")
+    cloud.api.fail("s3", "GetObject", code="ServiceUnavailable", times=8)
+    # Throttled as well, and denied at first, as with a role that is late.
+    cloud.api.fail("autoscaling", "RecordLifecycleActionHeartbeat", code="Throttling", status=400, times=1)
+    cloud.api.fail("autoscaling", "DescribeAutoScalingInstances", code="AccessDenied", status=403, times=1)
+    fleet = group()
+    fleet.launch()
+    daemon = start()
+    assert daemon.ended("run")["exit_code"] == 1
+    until(lambda: fleet.state == "InService", within=90)
+    assert web.answer() == "one"
+    assert len(fleet.heartbeats) >= 3
+    denied = told(daemon, "cannot answer the group yet")["error"]
+    assert "allow autoscaling:DescribeAutoScalingInstances to the instance's role" in denied
+
+
+def test_heartbeats_end_when_the_launch_has_been_tried_for_long_enough(
+    stage: Stage, web: App, start: Start, group: Group
+) -> None:
+    stage.configure(web.config(extra='hooks = { prepare = ["sleep", "600"] }') + lifecycle(give_up_after="8s"))
+    web.publish("one")
+    fleet = group([READY])
+    fleet.launch()
+    begun = time.monotonic()
+    daemon = start()
+    # A restart of the agent does not give it more time.
+    time.sleep(5)
+    daemon.process.kill()
+    daemon.process.wait()
+    daemon = start()
+    until(lambda: fleet.answers)
+    assert time.monotonic() - begun < 16
+    assert fleet.answers == [("ready", "ABANDON", "call")]
+    assert "no run has ended" in told(daemon, "launch: abandoned")["error"]
+
+
+@pytest.mark.parametrize("hooks", [[Hook("theirs", "launching", 600)], []], ids=["another hook", "no hook"])
+def test_what_is_not_ours_is_left_alone(
+    hooks: list[Hook], stage: Stage, web: App, start: Start, group: Group, cloud: Cloud
+) -> None:
+    stage.configure(web.config() + lifecycle())
+    web.publish("one")
+    fleet = group(hooks)
+    fleet.launch()
+    daemon = start()
+    assert daemon.ended("run")["exit_code"] == 0
+    if hooks:
+        assert "group fleet has no hook ready" in told(daemon, "launch: group")["error"]
+    time.sleep(1)
+    assert (fleet.answers, fleet.heartbeats) == ([], [])
+    assert fleet.state == ("Pending:Wait" if hooks else "InService")
+    set_actions = {"RecordLifecycleActionHeartbeat", "CompleteLifecycleAction"}
+    assert not set_actions & {call.action for call in cloud.calls}
+
+
+def test_without_the_table_nothing_is_asked_of_the_group(
+    stage: Stage, web: App, start: Start, group: Group, cloud: Cloud
+) -> None:
+    stage.configure(web.config())
+    web.publish("one")
+    fleet = group()
+    fleet.launch()
+    daemon = start()
+    assert daemon.ended("run")["exit_code"] == 0
+    fleet.terminate()
+    assert daemon.ended("stop")["exit_code"] == 0
+    time.sleep(1)
+    assert cloud.count("autoscaling") == 0
+    assert daemon.logged("escort ended") == []
+
+
+def test_degraded_it_is_continued_only_when_nothing_better_comes_in_time(
+    stage: Stage, web: App, start: Start, group: Group, cloud: Cloud
+) -> None:
+    image = stage.root / "opt/web"
+    image.mkdir(parents=True)
+    for name, content in web.tree("baked").items():
+        (image / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    place = f"s3://{BUCKET}/{web.key}"
+    source = f'{{ type = "s3", url = "{place}", fallback = {{ type = "image", path = "/opt/web" }} }}'
+    stage.configure(web.config(source=source) + lifecycle(give_up_after="15s"))
+    fleet = group()
+    fleet.launch()
+    begun = time.monotonic()
+    daemon = start()
+    assert daemon.ended("run")["exit_code"] == 3
+    assert fleet.answers == []
+    until(lambda: fleet.state == "InService")
+    assert time.monotonic() - begun > 13
+    assert web.answer() == "baked"
+
+
+# --- termination -------------------------------------------------------------------------------------------------
+
+
+def test_a_termination_is_continued_once_the_services_are_down(
+    stage: Stage, web: App, start: Start, group: Group, cloud: Cloud
+) -> None:
+    slow = (
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(15), sys.exit()))\n"
+        "while True: time.sleep(0.1)\n"
+    )
+    service = '[apps.web.services.slow]\ncommand = ["python3", "slow.py"]\nstable_for = "300ms"\nstop_within = "30s"\n'
+    stage.configure(web.config(service=service) + lifecycle())
+    web.publish("one", {"slow.py": slow})
+    fleet = group(lag=2)
+    fleet.launch()
+    daemon = start()
+    until(lambda: fleet.state == "InService")
+    pid = web.pid("slow")
+    down: list[bool] = []
+
+    def answered(call: Call, done: bool) -> None:
+        if call.action == "CompleteLifecycleAction" and not done:
+            down.append(not (stage.root / "proc").exists() and not _alive(pid))
+
+    cloud.api.listen(answered)
+    fleet.terminate()
+    until(lambda: fleet.state == "Terminated")
+    assert down == [True], "no answer before the services are down"
+    assert fleet.answers[1:] == [("drained", "CONTINUE", "call")]
+    assert fleet.heartbeats.count("drained") >= 2
+    told(daemon, "termination: continued")
+    until(lambda: daemon.status().endswith("; termination: continued"))
+
+
+def test_a_stop_that_fails_is_told_and_the_termination_is_continued(
+    stage: Stage, web: App, start: Start, group: Group
+) -> None:
+    stage.configure(web.config() + lifecycle())
+    web.publish("one")
+    fleet = group()
+    fleet.launch()
+    daemon = start()
+    until(lambda: fleet.state == "InService")
+    # The stop cannot even begin: its lock is no file.
+    lock = stage.root / "run/bootagent/lock"
+    lock.unlink()
+    lock.mkdir()
+    fleet.terminate()
+    assert daemon.ended("stop")["exit_code"] != 0
+    until(lambda: fleet.state == "Terminated")
+    assert fleet.answers[1:] == [("drained", "CONTINUE", "call")]
+    lock.rmdir()
+
+
+def test_a_spot_notice_in_the_middle_of_a_run_has_the_services_stopped_first(
+    stage: Stage, web: App, start: Start, group: Group
+) -> None:
+    stage.configure(web.config() + lifecycle())
+    web.publish("one")
+    fleet = group()
+    fleet.launch()
+    daemon = start()
+    until(lambda: fleet.state == "InService")
+    stage.configure(web.config(extra='hooks = { prepare = ["sleep", "600"] }') + lifecycle())
+    web.publish("two")
+    daemon.process.send_signal(1)
+    until(lambda: "sleep" in daemon.status())
+    fleet.interrupt()
+    noticed = time.monotonic()
+    assert daemon.ended("stop")["exit_code"] == 0
+    assert time.monotonic() - noticed < 40
+    with pytest.raises(OSError):
+        web.answer(within=0)
+    until(lambda: "termination: waiting for Terminating:Wait" in daemon.status())
+    assert len(fleet.answers) == 1, "the group has not said that it waits"
+    fleet.terminate()
+    until(lambda: fleet.state == "Terminated")
+    assert fleet.answers[1:] == [("drained", "CONTINUE", "call")]
+
+
+def test_a_scale_in_that_is_called_off_brings_the_services_back(
+    stage: Stage, web: App, start: Start, group: Group, cloud: Cloud
+) -> None:
+    stage.configure(web.config() + lifecycle())
+    web.publish("one")
+    fleet = group()
+    fleet.launch()
+    daemon = start()
+    until(lambda: fleet.state == "InService")
+    set_notice(cloud, "lifecycle", "Terminated")
+    assert daemon.ended("stop")["exit_code"] == 0
+    set_notice(cloud, "lifecycle", "InService")
+    assert daemon.ended("reconfigure")["exit_code"] == 0
+    assert web.answer() == "one"
+    assert fleet.answers == [("ready", "CONTINUE", "call")]
+
+
+# --- warm pool ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pool", ["Stopped", "Running"])
+def test_the_warm_pool_gets_it_prepared_and_service_gets_it_serving(
+    pool: PoolState, stage: Stage, web: App, start: Start, group: Group, cloud: Cloud
+) -> None:
+    stage.configure(web.config(extra='hooks = { prepare = ["sh", "-c", "date +%N > prepared"] }') + lifecycle())
+    web.publish("one")
+    fleet = group(pool=pool)
+    fleet.launch()
+    daemon = start()
+    until(lambda: fleet.state == f"Warmed:{pool}")
+    assert daemon.ended("run")["exit_code"] == 0
+    until(lambda: "not serving: the warm pool has it" in daemon.status())
+    assert fleet.answers == [("ready", "CONTINUE", "call")]
+    (release,) = web.releases
+    assert not (web.deploy_to / "current").exists()
+    assert not web.service().exists()
+    prepared = (web.deploy_to / "releases" / release / "prepared").read_text()
+    if pool == "Stopped":
+        daemon.leave()
+        path = stage.root / "var/lib/bootagent/state.json"  # another boot
+        known = json.loads(path.read_text())
+        known["apps"]["web"]["pending"]["boot_id"] = "another-boot"
+        path.write_text(json.dumps(known))
+    cloud.api.forget_calls()
+    fleet.take_from_pool()
+    if pool == "Stopped":
+        daemon = start()
+    until(lambda: fleet.state == "InService")
+    assert fleet.answers == [("ready", "CONTINUE", "call")] * 2
+    assert web.answer() == "one"
+    assert web.current == release, "what was prepared is what serves"
+    assert (web.deploy_to / "current/prepared").read_text() == prepared
+    bundles = [call.path for call in cloud.calls if call.action == "GetObject" and "/bundles/" in call.path]
+    assert bundles == [], "it is not fetched again"
+
+
+def test_what_the_image_brings_does_not_serve_in_the_pool(
+    stage: Stage, web: App, start: Start, group: Group, cloud: Cloud
+) -> None:
+    stage.configure(web.config() + lifecycle())
+    web.publish("one")
+    daemon = start()
+    assert daemon.ended("run")["exit_code"] == 0
+    daemon.leave()
+    web.publish("two")
+    fleet = group(pool="Running")
+    fleet.launch()
+    daemon = start()
+    until(lambda: fleet.state == "Warmed:Running")
+    with pytest.raises(OSError):
+        web.answer(within=0)
+    fleet.take_from_pool()
+    until(lambda: fleet.state == "InService")
+    assert web.answer() == "two"
+
+
+def _alive(pid: int) -> bool:
+    from pathlib import Path
+
+    return Path(f"/proc/{pid}").exists()
