@@ -41,9 +41,11 @@ from bootagent.survey import (
     balancers_told,
     load_document,
     look,
+    look_back,
     make_plan,
     moment_of,
     read_instance,
+    refuse_lost,
     services_to_stop,
     side_by_side,
     with_traffic,
@@ -261,7 +263,7 @@ class _Run:
             self._state = replace(self._state, tags={key: value for key, value in tags.items() if value})
         if request.rollback_to is not None:
             return with_traffic(
-                self._rollback_plan(self.config, request.rollback_to), self.config, instance, self._machine
+                self._rollback_plan(self.config, instance, request.rollback_to), self.config, instance, self._machine
             )
         if self.config.lifecycle and (pooled := readiness.is_pooled()):
             self._pooled = pooled
@@ -362,22 +364,23 @@ class _Run:
             return ()
         return (plan.off(told, self._request.reason, doomed=self._request.force),) if told else ()
 
-    def _rollback_plan(self, config: Config, wanted: str) -> Plan:
+    def _rollback_plan(self, config: Config, instance: Instance, wanted: str) -> Plan:
         app = _chosen(config, self._request.app)
-        if app.in_place:
+        if not plan.going_back.can_go_back(app):
             raise UsageError(f"the releases of {app.name} are not this machine's: go back at {app.source}")
-        layout = release.observe(self._machine, app.deploy_to)
-        known = self._state.app(app.name, app.deploy_to)
-        target = wanted or plan.previous(layout, known)
+        known = look_back(self._machine, app, self._state)
+        state = known.state
+        target = wanted or plan.going_back.previous(app, known.layout, state)
         if target is None:
             raise UsageError(f"{app.name} has no earlier release to roll back to")
-        if target not in layout.releases:
-            raise UsageError(f"{app.name} has no release {target!r}; it has {', '.join(layout.releases) or 'none'}")
-        if known.is_bad(target):
-            raise UsageError(f"release {target} of {app.name} is bad: {known.releases[target].reason}")
-        left = layout.current if layout.current != target else None
-        lane = plan.put_back(config, app, known, target, left=left, reason="somebody asked")
-        return Plan((replace(lane, fallback=left),))
+        there = plan.going_back.choices(app, known.layout, state)
+        if target not in there:
+            raise UsageError(f"{app.name} has no release {target!r}; it has {', '.join(there) or 'none'}")
+        if state.is_bad(target):
+            raise UsageError(f"release {target} of {app.name} is bad: {state.releases[target].reason}")
+        refuse_lost(self._machine, app, known, target, instance)
+        now = moment_of(instance, retry=self._request.retry)
+        return Plan((plan.going_back.lane(config, app, known, target, now),))
 
     def _something_serves(self) -> bool:
         """Whether every app known from before has its current release and its services up."""
@@ -631,14 +634,18 @@ class _Run:
 
     def _without_pruned(self, known: state.AppState, app: App) -> state.AppState:
         """Forget good and staged releases that are gone; that a revision was bad is remembered."""
-        if app.in_place:  # its releases are elsewhere; these are what has been seen of them
-            newest = sorted(known.releases.items(), key=lambda item: item[1].at)[-app.keep_releases :]
-            return replace(known, in_place=True, releases=dict(newest))
+        # Of those that are elsewhere, and of those that snapshots can bring back, these are what has been seen of them.
+        newest = sorted(known.releases, key=lambda name: known.releases[name].at)[-app.keep_releases :]
+        if app.in_place:
+            seen = {name: one for name, one in known.releases.items() if name in (*newest, known.proven)}
+            return replace(known, in_place=True, releases=seen)
         present = release.observe(self._machine, app.deploy_to).releases
         kept = {
             name: record
             for name, record in known.releases.items()
-            if name in present or (record.state == "bad" and record.revision == known.revision)
+            if name in present
+            or (record.state == "bad" and record.revision == known.revision)
+            or (name in newest and plan.going_back.snapshot_of(app, known, name))
         }
         return replace(known, in_place=False, releases=kept)
 

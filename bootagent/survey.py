@@ -15,8 +15,9 @@ from bootagent.config import document, quantities, resolve
 from bootagent.config.document import Document
 from bootagent.config.model import App, Config, DataVolume, EbsSource, GitSource, NfsSource
 from bootagent.ebs import snapshots
+from bootagent.ebs.patience import Patience
 from bootagent.environment import checkout
-from bootagent.errors import AwsError, BootagentError, MachineError
+from bootagent.errors import AwsError, BootagentError, MachineError, UsageError
 from bootagent.instance import Instance, Overrides, Tags, read
 from bootagent.journal import boot_id
 from bootagent.machine import Machine
@@ -32,6 +33,8 @@ SERVICE_DIR = "/etc/service"
 #: How long a server has to answer when its mount is in the way of somebody else's releases.
 PROBE_SECONDS = 10.0
 STOP_SECONDS = 10.0
+#: How long EC2 has to say whether a snapshot is there.
+SNAPSHOT_SECONDS = 30.0
 #: How long a git server that does not answer is waited for while something else could serve.
 GIT_SECONDS = 15.0
 
@@ -135,6 +138,28 @@ def _environment(machine: Machine, app: App, region: str | None, deadline: float
     except OSError as error:
         commit = MachineError(f"the environment of {app.name}: {error.strerror}")
     return {"environment": commit, "environment_present": present}
+
+
+def look_back(machine: Machine, app: App, known: State) -> Known:
+    """What the disk and the state say of an app that is to go back; its source is not asked."""
+    layout = Layout() if app.in_place else release.observe(machine, app.deploy_to)
+    return Known(layout, BootagentError("not looked at"), known.app(app.name, app.deploy_to))
+
+
+def refuse_lost(machine: Machine, app: App, known: Known, target: str, instance: Instance) -> None:
+    """Raise UsageError when a release can come back from its snapshot alone, and that cannot be used; and AwsError."""
+    snapshot = plan.going_back.snapshot_of(app, known.state, target)
+    volume = records.load(machine, plan.record(app.name, target), instance.instance_id)
+    if snapshot is None or (volume and volume.volume_id):
+        return
+    found = snapshots.look(Patience(machine, SNAPSHOT_SECONDS), instance.region, snapshot)
+    if found and found.state == "completed" and not found.archived:
+        return
+    why = ("archived" if found.archived else found.state) if found else "gone"
+    raise UsageError(
+        f"release {target} of {app.name} cannot come back: its snapshot {snapshot} is {why}",
+        remedy="name another release, or make another snapshot",
+    )
 
 
 def _volumes(machine: Machine, app: App) -> tuple[str, ...]:

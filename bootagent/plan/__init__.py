@@ -6,6 +6,7 @@ Each app has a lane through the phases. Lanes run side by side; a lane that fail
 - ``attachments.py``: mounts and data volumes, which must be there before anything else can be looked at
 - ``staged.py``: lanes of apps whose releases are made here, in Capistrano's layout
 - ``in_place.py``: lanes of apps whose releases are read where they are
+- ``going_back.py``: to which release an app may go back, and its lane there
 - ``stopping.py``: the lanes of a stop
 - ``traffic.py``: what is done for the node as a whole, when its apps serve
 - ``environment.py``: the environment tree from git, and secrets
@@ -18,10 +19,9 @@ from collections.abc import Mapping, Sequence
 
 from bootagent.config.model import App, Config, Runit
 from bootagent.errors import BootagentError
-from bootagent.plan import environment, in_place, parts, staged, volumes
+from bootagent.plan import environment, going_back, in_place, parts, staged, volumes
 from bootagent.plan.attachments import Attachment, attachments
 from bootagent.plan.lane import DEPLOYING, PHASES, STOPPING, Intent, Known, Lane, Moment, Phase, Plan
-from bootagent.plan.staged import previous
 from bootagent.plan.stopping import MACHINE, Around, Extent, ToStop, leaving, services_down, stop
 from bootagent.plan.traffic import TRAFFIC, former_traffic, off, with_traffic
 from bootagent.plan.volumes import former, record, volume_record
@@ -46,10 +46,10 @@ __all__ = [
     "attachments",
     "former",
     "former_traffic",
+    "going_back",
     "leaving",
     "make",
     "off",
-    "previous",
     "put_back",
     "record",
     "services_down",

@@ -22,18 +22,22 @@ from bootagent.steps.copied_scripts import CopiedScripts
 def lane(config: Config, app: App, known: Known, moment: Moment) -> Lane:
     """The lane of an app."""
     revision, state = known.revision, known.state
-    standing = _standing(app, state)
+    stays = standing(app, state)
     if isinstance(revision, BootagentError):
-        return _unread(config, app, known, standing, moment, str(revision))
+        return _unread(config, app, known, stays, moment, str(revision))
     label = short(revision.label)
     failed = state.has_failed(revision.id)
-    if standing and state.revision_of(standing) == revision.id:
-        return _keep(config, app, known, standing, moment, reason=f"{label} is what was deployed last")
-    if failed and standing and isinstance(app.source, EbsSource) and not moment.retry:
-        reason = f"{label} failed before; make another snapshot, or give it a try with --retry"
-        return _keep(config, app, known, standing, moment, reason=reason, degraded=True)
+    if stays and state.revision_of(stays) == revision.id:
+        return _keep(config, app, known, stays, moment, reason=f"{label} is what was deployed last")
+    if stays and isinstance(app.source, EbsSource) and not moment.retry:
+        if failed:
+            reason = f"{label} failed before; make another snapshot, or give it a try with --retry"
+            return _keep(config, app, known, stays, moment, reason=reason, degraded=True)
+        if revision.id == state.revision:
+            reason = f"{label} was rolled back; --retry deploys it again"
+            return _keep(config, app, known, stays, moment, reason=reason)
     reason = f"{label} failed before: see whether it works by now" if failed else f"{label} is new"
-    return _deploy(config, app, known, revision, standing, moment, reason)
+    return _deploy(config, app, known, revision, stays, moment, reason)
 
 
 def put_back(config: Config, app: App, state: AppState, release: str, *, reason: str) -> Lane:
@@ -52,7 +56,14 @@ def put_back(config: Config, app: App, state: AppState, release: str, *, reason:
     )
 
 
-def _standing(app: App, state: AppState) -> str | None:
+def restore(config: Config, app: App, state: AppState, release: str, moment: Moment, *, reason: str) -> Lane:
+    """The lane back to ``release``, on a volume made from its snapshot again."""
+    record = state.releases[release]
+    steps = _steps(config, app, release, record.revision, moment)
+    return Lane(app.name, "rollback", steps, release=release, label=record.label, reason=reason)
+
+
+def standing(app: App, state: AppState) -> str | None:
     """The release last seen to serve, if it has not failed since, and is not from before the app was read in place."""
     name = state.proven
     record = state.releases.get(name) if name else None

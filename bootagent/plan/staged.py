@@ -40,6 +40,19 @@ def put_back(config: Config, app: App, state: AppState, release: str, *, left: s
     )
 
 
+def restore(config: Config, app: App, known: Known, release: str, moment: Moment, *, reason: str) -> Lane:
+    """The lane back to ``release``, on a volume made from its snapshot again, and so prepared again."""
+    record = known.state.releases[release]
+    back = put_back(config, app, known.state, release, left=known.layout.current, reason=reason)
+    stage = (
+        *parts.shared(app, moment),
+        *_prune(app, known, moment, making=release),
+        *volumes.restored(app, release, record.revision, moment),
+        *_made_ready(config, app, known, release, record.label),
+    )
+    return replace(back, steps={"stage": stage, **back.steps, "retire": _let_go(app, known, moment, release)})
+
+
 def previous(layout: Layout, state: AppState) -> str | None:
     """The release to roll back to: the newest before the current one that is good, or somebody else's."""
     unfinished = state.pending.release if state.pending else None
@@ -145,7 +158,6 @@ def _standing(known: Known) -> str | None:
 
 
 def _deploy(config: Config, app: App, known: Known, revision: Revision, name: str, moment: Moment, reason: str) -> Lane:
-    release = f"{app.deploy_to}/releases/{name}"
     left = parts.leave_behind(config, app, known, moment)
     fallback = None if left else _standing(known)
     stage: list[Step] = [
@@ -153,27 +165,8 @@ def _deploy(config: Config, app: App, known: Known, revision: Revision, name: st
         *parts.shared(app, moment),
         *_prune(app, known, moment, making=name),
         *parts.staged(app, name, revision.content, moment),
-        *parts.links(app, name, fresh=name != known.layout.current),
-        RevisionFile(app.deploy_to, name, revision.label, app.user, app.group),
+        *_made_ready(config, app, known, name, revision.label),
     ]
-    if app.prepare:
-        env = {
-            "BOOTAGENT_APP": app.name,
-            "BOOTAGENT_ROLE": config.role,
-            "BOOTAGENT_ENVIRONMENT": config.environment or "",
-            "BOOTAGENT_REVISION": revision.label,
-        }
-        stage.append(
-            Prepared(
-                release=release,
-                command=app.prepare,
-                within=app.hooks_within,
-                env=tuple(sorted(env.items())),
-                user=app.user,
-                group=app.group,
-                marker=parts.marker(app, name),
-            )
-        )
     log = f"Branch {revision.origin} (at {revision.label}) deployed as release {name} by bootagent"
     steps: dict[Phase, tuple[Step, ...]] = {
         "stage": tuple(stage),
@@ -192,6 +185,33 @@ def _deploy(config: Config, app: App, known: Known, revision: Revision, name: st
         fallback=fallback if fallback != name else None,
         reason=reason,
     )
+
+
+def _made_ready(config: Config, app: App, known: Known, name: str, label: str) -> list[Step]:
+    """What makes a release of the content that has come: its links, its REVISION, and what the hook does."""
+    made: list[Step] = [
+        *parts.links(app, name, fresh=name != known.layout.current),
+        RevisionFile(app.deploy_to, name, label, app.user, app.group),
+    ]
+    if app.prepare:
+        env = {
+            "BOOTAGENT_APP": app.name,
+            "BOOTAGENT_ROLE": config.role,
+            "BOOTAGENT_ENVIRONMENT": config.environment or "",
+            "BOOTAGENT_REVISION": label,
+        }
+        made.append(
+            Prepared(
+                release=f"{app.deploy_to}/releases/{name}",
+                command=app.prepare,
+                within=app.hooks_within,
+                env=tuple(sorted(env.items())),
+                user=app.user,
+                group=app.group,
+                marker=parts.marker(app, name),
+            )
+        )
+    return made
 
 
 def _keep(

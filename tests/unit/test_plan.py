@@ -561,7 +561,7 @@ def test_going_back_to_a_release_of_cap_leaves_its_processes_to_whoever_put_it_t
 def test_the_previous_release(
     releases: tuple[str, ...], current: str | None, state: AppState, previous: str | None
 ) -> None:
-    assert plan.previous(Layout(current, None, releases), state) == previous
+    assert plan.staged.previous(Layout(current, None, releases), state) == previous
 
 
 # --- keep_releases -----------------------------------------------------------------------------------------------
