@@ -299,10 +299,12 @@ def _check(options: argparse.Namespace) -> int:
     # A file named here is somebody's draft; the one in place must be safe to act on.
     found = resolve.validate(document.load(files, trusted=not options.file))
     if options.json:
-        _print_json({"problems": [], "apps": list(found.tables["apps"]), "roles": sorted(found.tables["roles"])})
+        names = {"apps": list(found.tables["apps"])} | {key: sorted(found.tables[key]) for key in ("roles", "modes")}
+        _print_json({"problems": [], **names})
         return EXIT_DONE
-    roles = ", ".join(sorted(found.tables["roles"]))
-    print(f"{', '.join(map(str, files))}: good; apps {', '.join(found.tables['apps'])}; roles {roles}")
+    roles, modes = (", ".join(sorted(found.tables[key])) for key in ("roles", "modes"))
+    told = f"apps {', '.join(found.tables['apps'])}; roles {roles or 'none'}" + (f"; modes {modes}" if modes else "")
+    print(f"{', '.join(map(str, files))}: good; {told}")
     return EXIT_DONE
 
 

@@ -47,19 +47,20 @@ def needed(document: Document, tags: Mapping[str, str]) -> set[str]:
         return {keys["role"]}
     mode = modes.get(tags.get(_mode_key(document), ""))
     needed = {_mode_key(document)}
-    if mode and "apps" not in mode:
+    if mode is not None and "apps" not in mode:
         needed.add(keys["role"])
-    if mode and "narrowed_by" in mode:
+    if mode is not None and "narrowed_by" in mode:
         needed.add(mode["narrowed_by"])
     return needed
 
 
-def seen(document: Document, tags: Mapping[str, str]) -> tuple[Sequence[str], Table | None]:
-    """The apps, and the role's table, as far as the tags seen so far tell."""
+def seen(document: Document, tags: Mapping[str, str]) -> tuple[Choice | None, Table | None]:
+    """What is chosen, and the role's table, as far as the tags seen so far tell."""
     role: Table | None = document.tables["roles"].get(tags.get(document.tables["tags"]["role"], ""))
-    mode = document.tables["modes"].get(tags.get(_mode_key(document), ""), {})
-    apps = mode.get("apps", role["apps"] if role else [])
-    return _names(document, apps), role
+    try:
+        return choose(document, tags), role
+    except ConfigError:  # something is still to come, or will be refused
+        return None, role
 
 
 def choose(document: Document, tags: Mapping[str, str]) -> Choice:
@@ -76,7 +77,7 @@ def choose(document: Document, tags: Mapping[str, str]) -> Choice:
     if "apps" not in mode_table and "services" in role_table:
         only = [name if "." in name else f"{apps[0]}.{name}" for name in role_table["services"]]
     if key := mode_table.get("narrowed_by"):
-        only = _narrowed(document, mode or "", key, tags.get(key, "").split(), apps)
+        only = _narrowed(document, mode or "", key, tags.get(key, "").split(), apps, only)
         apps = [app for app in apps if any(name.partition(".")[0] == app for name in only)]
     return Choice(role or mode or "", role_table, mode, tuple(apps), None if only is None else tuple(only))
 
@@ -98,33 +99,42 @@ def _mode(document: Document, tags: Mapping[str, str]) -> tuple[str | None, Tabl
     return name, modes[name]
 
 
-def _narrowed(document: Document, mode: str, key: str, words: Sequence[str], apps: Sequence[str]) -> list[str]:
+def _narrowed(
+    document: Document, mode: str, key: str, words: Sequence[str], apps: Sequence[str], allowed: Sequence[str] | None
+) -> list[str]:
+    """The services that the tag ``key`` names; ``allowed`` are the role's, None: all there are."""
     where = ("modes", mode, "narrowed_by")
     if not words:
         raise ConfigError([document.problem(where, f"tag {key} names no service")])
-    found = [_named(document, word, apps) for word in words]
-    if unknown := [word for word, name in zip(words, found, strict=True) if name is None]:
-        known = _known(document, apps)
-        said = f"tag {key} names {unknown[0]!r}, which is no service or app of this mode"
-        raise ConfigError([document.problem(where, said + suggestion(unknown[0], known))])
-    return [name for name in found if name]
+    found: list[str] = []
+    for word in words:
+        owners = _owners(document, word, apps)
+        named = [name for name in owners if allowed is None or name in allowed]
+        if allowed is not None and word in apps:
+            named = [name for name in allowed if name.partition(".")[0] == word]
+        if len(named) > 1 and word not in apps:
+            said = f"tag {key} names {word!r}, which several apps have: write {' or '.join(named)}"
+            raise ConfigError([document.problem(where, said)])
+        if not named:
+            said = f"tag {key} names {word!r}, which is no service or app of this mode"
+            known = _known(document, apps) if allowed is None else list(allowed)
+            raise ConfigError([document.problem(where, said + suggestion(word, known))])
+        found += named
+    return list(dict.fromkeys(found))
 
 
-def _named(document: Document, word: str, apps: Sequence[str]) -> str | None:
-    """A word of the tag as ``APP.SERVICE`` or ``APP.*``; None when it is not to be found, or found twice."""
-    app, dot, _ = word.partition(".")
+def _owners(document: Document, word: str, apps: Sequence[str]) -> list[str]:
+    """What a word of the tag may mean, as ``APP.SERVICE``, or ``APP.*`` for all of an app's."""
     if word in apps:
-        return f"{word}.*"
+        return [f"{word}.*"]
+    tables, (app, dot, _) = document.tables["apps"], word.partition(".")
     if dot:
         # What services a release brings is seen only once it is there.
-        may_be = app in apps and (word in _known(document, [app]) or not document.tables["apps"][app]["services"])
-        return word if may_be else None
-    owners = [app for app in apps if word in document.tables["apps"][app]["services"]]
-    if len(owners) == 1:
-        return f"{owners[0]}.{word}"
-    if not owners and len(apps) == 1 and not document.tables["apps"][apps[0]]["services"]:
-        return f"{apps[0]}.{word}"
-    return None
+        may_be = app in apps and (word in _known(document, [app]) or not tables[app]["services"])
+        return [word] if may_be else []
+    if len(apps) == 1 and not tables[apps[0]]["services"]:
+        return [f"{apps[0]}.{word}"]
+    return [f"{app}.{word}" for app in apps if word in tables[app]["services"]]
 
 
 def _known(document: Document, apps: Sequence[str]) -> list[str]:

@@ -19,6 +19,8 @@ def check_modes(modes: Table, apps: Table) -> Iterator[Found]:
         for index, app in enumerate(chosen if isinstance(chosen, list) else []):
             if app not in apps:
                 yield ("modes", name, "apps", f"[{index}]"), f"{app!r} is no app{suggestion(app, apps)}"
+            elif app in chosen[:index]:
+                yield ("modes", name, "apps", f"[{index}]"), f"{app!r} is named twice"
 
 
 def check_after(apps: Table) -> Iterator[Found]:

@@ -56,8 +56,13 @@ def required_tags(document: Document, tags: Mapping[str, str]) -> set[str]:
     """The tag keys that must be there, given those seen so far: what says what to run, then what is interpolated."""
     keys = document.tables["tags"]
     required = {*choice.needed(document, tags), *keys["required"]}
-    apps, role = choice.seen(document, tags)
-    texts = [text for name in apps for _, text in coordinates.texts(_app_table(document, name))]
+    chosen, role = choice.seen(document, tags)
+    texts = [
+        text
+        for name in (chosen.apps if chosen else ())
+        for path, text in coordinates.texts(_app_table(document, name))
+        if chosen and not _is_left_out(chosen, name, path)
+    ]
     if lifecycle := document.tables.get("lifecycle"):
         texts += [text for _, text in coordinates.texts(lifecycle, coordinates.LIFECYCLE_FIELDS)]
     if role:
@@ -84,10 +89,11 @@ def resolve(document: Document, facts: Mapping[str, str], tags: Mapping[str, str
     problems: list[Problem] = []
 
     def fill(path: tuple[str, ...], table: Table, fields: coordinates.Fields) -> Table:
-        return _filled(document, path, table, fields, values, problems)
+        return _filled(document, path, table, fields, values, problems, chosen)
 
     filled = {name: fill(("apps", name), _app_table(document, name), coordinates.FIELDS) for name in chosen.apps}
     role: Table = {"volumes": {}, **(chosen.role_table or {}), "apps": list(chosen.apps)}
+    role.pop("services", None)  # they may be of apps that the mode leaves out
     where = ("roles", chosen.role)
     role["volumes"] = {
         name: fill((*where, "volumes", name), table, coordinates.VOLUME_FIELDS)
@@ -99,7 +105,8 @@ def resolve(document: Document, facts: Mapping[str, str], tags: Mapping[str, str
     if lifecycle is not None:
         lifecycle = fill(("lifecycle",), lifecycle, coordinates.LIFECYCLE_FIELDS)
     # The rules hold for what the values make of it, too: two directories may meet only on this instance.
-    found = [] if problems else list(rules.check({"apps": filled, "roles": {chosen.role: role}}, filled=True))
+    run = {name: _without_left_out(chosen, name, table) for name, table in filled.items()}
+    found = [] if problems else list(rules.check({"apps": run, "roles": {chosen.role: role}}, filled=True))
     problems += [document.problem(path, sentence) for path, sentence in found]
     if problems:
         raise ConfigError(problems)
@@ -114,6 +121,16 @@ def resolve(document: Document, facts: Mapping[str, str], tags: Mapping[str, str
         lifecycle=services.lifecycle(lifecycle),
         telling=telling(document),
     )
+
+
+def _is_left_out(chosen: Choice, app: str, path: tuple[str, ...]) -> bool:
+    """Whether a place in an app's table is of a service that does not run here: its tags may never come."""
+    return path[0] == "services" and not chosen.runs(f"{app}.{path[1]}")
+
+
+def _without_left_out(chosen: Choice, app: str, table: Table) -> Table:
+    services_here = {key: item for key, item in table["services"].items() if chosen.runs(f"{app}.{key}")}
+    return {**table, "services": services_here}
 
 
 def _app_table(document: Document, name: str) -> Table:
@@ -171,15 +188,20 @@ def _filled(
     fields: coordinates.Fields,
     values: Mapping[str, str],
     problems: list[Problem],
+    chosen: Choice,
 ) -> Table:
     """The table with every coordinate filled in; what cannot be is added to ``problems``."""
     table: Table = copy.deepcopy(raw)
     for path, text in coordinates.texts(table, fields):
+        if where[0] == "apps" and _is_left_out(chosen, where[1], path):
+            continue
         holder: Any = table
         for key in path[:-1]:
             holder = holder[_index(holder, key)]
         try:
-            holder[_index(holder, path[-1])] = coordinates.fill(text, values, strict=coordinates.is_strict(path, fields))
+            holder[_index(holder, path[-1])] = coordinates.fill(
+                text, values, strict=coordinates.is_strict(path, fields)
+            )
         except ValueError as error:
             problems.append(document.problem((*where, *path), str(error)))
     return table

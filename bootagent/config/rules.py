@@ -31,6 +31,9 @@ def check(tables: Table, *, filled: bool = False) -> Iterator[Found]:
     yield from order.check_modes(tables.get("modes", {}), apps)
     if not filled:  # what does not run here may well be named
         yield from order.check_after(apps)
+    if "lifecycle" in tables and not filled:
+        for path, sentence in _check_names(tables["lifecycle"], coordinates.LIFECYCLE_FIELDS):
+            yield ("lifecycle", *path), sentence
     for name, app in apps.items():
         if not filled:
             for path, sentence in _check_names(app, coordinates.FIELDS):
