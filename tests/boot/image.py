@@ -41,8 +41,9 @@ Init = Literal["systemd", "runit"]
 _COMMON = ["udev", "kmod", "mount", "procps", "iproute2", "linux-image-cloud-amd64", "tiny-initramfs"]
 _COMMON += ["python3", "ca-certificates", "zstd", "runit"]
 _STORAGE = ["nfs-common", "xfsprogs", "git"]
+_DATABASES = ["redis-server"]
 PACKAGES: dict[Init, list[str]] = {
-    "systemd": [*_COMMON, "systemd", "systemd-sysv", "runit-run", "cloud-init", *_STORAGE],
+    "systemd": [*_COMMON, "systemd", "systemd-sysv", "runit-run", "cloud-init", *_STORAGE, *_DATABASES],
     "runit": [*_COMMON, "runit-init"],
 }
 #: Nobody reads them in a machine that lives for a minute.
@@ -60,6 +61,8 @@ _MASKED += [f"modprobe@{module}.service" for module in ("configfs", "dm_mod", "e
 # NFS 4 needs none of what mounts by older versions wait for.
 _MASKED += ["rpcbind.service", "rpcbind.socket", "nfs-client.target", "rpc-statd-notify.service"]
 _MASKED += ["var-lib-nfs-rpc_pipefs.mount", "auth-rpcgss-module.service"]
+# What runs is for bootagent to say.
+_MASKED += ["redis-server.service"]
 _SIZE = "3G"
 _UNUSED_SECONDS = 7 * 24 * 3600
 
@@ -143,7 +146,7 @@ def _furnish(root: Path, init: Init) -> None:
     """The machine's own settings, and the test's hand in it."""
     hand = root / "opt/testbed"
     hand.mkdir()
-    for name in ("hand.py", "witness.py", "furnish", "network", "init", "nfs.toml"):
+    for name in ("hand.py", "witness.py", "furnish", "network", "init", "nfs.toml", "modes.toml"):
         shutil.copy(GUEST / name, hand)
     (root / "etc/hostname").write_text("testbed\n")
     # An image has none, and on its first boot systemd then presets all units once more, for a second.

@@ -145,36 +145,46 @@ def test_first_boot_waits_for_metadata_for_tags_and_for_s3(scene: Scene, systemd
         assert status(vm)["exit_code"] == 0
 
 
-def test_image_of_a_running_instance_boots_as_another(scene: Scene, systemd_image: Image) -> None:
-    revision = scene.publish("one", environments=("staging", "production"))
-    scene.publish("one", "jobs", environments=("staging", "production"))
-    scene.cloud.set_tag("Role", "review")
-    with scene.machine(systemd_image, "review") as vm:
-        wait_for_version(vm, "one")
-        assert wait_for_version(vm, "one", "jobs").environment == "staging"
+def test_reviewed_instance_is_imaged_and_boots_as_production(scene: Scene, systemd_image: Image) -> None:
+    """The tags alone say what an image runs: everything, the database first; then, on another instance, one service."""
+    revision = scene.publish("one", environments=("review", "production"))
+    scene.publish("one", "jobs", environments=("review", "production"))
+    scene.cloud.remove_tag("Role")
+    scene.cloud.set_tag("Environment", "review")
+    vm = scene.machine(systemd_image, "review")
+    vm.kernel_words = ("testbed.modes",)
+    with vm:
+        assert wait_for_version(vm, "one").environment == "review"
+        wait_for_version(vm, "one", "jobs")
         assert status(vm)["exit_code"] == 0
+        assert vm.check("redis-cli", "ping").strip() == "PONG"
+        spans = vm.json("bootagent", "timeline", "--json")["spans"]
+        serve = {span["app"]: span for span in spans if span["phase"] == "serve"}
+        assert serve["databases"]["end"] <= serve["web"]["begin"]
         reviewed = current(vm)
         vm.power_off()  # as EC2 does before it makes an image
         disk = vm.disk.copied(scene.place / "production.qcow2")
     other = replace(scene.cloud.instance, instance_id="i-0fedcba9876543210")
-    tags = {"Role": "web", "Environment": "production"}
-    with (
-        MetadataServer(other, tags=tags) as metadata,
-        scene.machine(systemd_image, "production", disk=disk, metadata=port_of(metadata.endpoint)) as vm,
-    ):
-        until(lambda: _environment(vm) == "production", "the app runs in its new environment")
-        found = status(vm)
-        assert found["exit_code"] == 0
-        assert found["instance_id"] == other.instance_id
-        assert found["last_run"]["environment"] == "production"
-        assert list(found["apps"]) == ["web"]
-        releases = found["apps"]["web"]["releases"]
-        assert releases[current(vm)]["revision"] == revision
-        assert current(vm) == reviewed, "the same revision, so the release that the image brought"
-        # What production does not run is not there any more.
-        assert "jobs" not in vm.check("ls", "/etc/sv", "/etc/service")
-        with pytest.raises(OSError, match=r".*"):
-            ask(vm, "jobs")
+    tags = {"Service": "web.server", "Environment": "production"}
+    with MetadataServer(other, tags=tags) as metadata:
+        vm = scene.machine(systemd_image, "production", disk=disk, metadata=port_of(metadata.endpoint))
+        vm.kernel_words = ("testbed.modes",)
+        with vm:
+            until(lambda: _environment(vm) == "production", "the app runs in its new environment")
+            found = status(vm)
+            assert found["exit_code"] == 0
+            assert found["instance_id"] == other.instance_id
+            assert found["last_run"]["environment"] == "production"
+            assert list(found["apps"]) == ["web"]
+            releases = found["apps"]["web"]["releases"]
+            assert releases[current(vm)]["revision"] == revision
+            assert current(vm) == reviewed, "the same revision, so the release that the image brought"
+            # What production does not run is not there any more.
+            assert vm.check("ls", "/etc/sv").split().count("web.server") == 1
+            assert not {"jobs.worker", "databases.redis"} & set(vm.check("ls", "/etc/sv", "/etc/service").split())
+            assert vm.run("redis-cli", "ping").code != 0
+            with pytest.raises(OSError, match=r".*"):
+                ask(vm, "jobs")
 
 
 def _environment(vm: Vm) -> str:
