@@ -38,7 +38,6 @@ from bootagent.steps.base import Step
 from bootagent.survey import (
     around_a_stop,
     attachments,
-    balancers_told,
     load_document,
     look,
     look_back,
@@ -48,6 +47,7 @@ from bootagent.survey import (
     refuse_lost,
     services_to_stop,
     side_by_side,
+    traffic_told,
     with_traffic,
 )
 
@@ -294,7 +294,7 @@ class _Run:
 
     def _let_traffic_go(self, config: Config, instance: Instance) -> None:
         """Balancers that the role does not name send nothing more before what the former role ran is stopped."""
-        if balancers_told(self._machine, instance.instance_id):
+        if traffic_told(self._machine, instance.instance_id).balancers:
             now = moment_of(instance, retry=False, serving=not self._pooled)
             if error := self._run_all((plan.former_traffic(config, now),), "attach", plan.TRAFFIC):
                 self._machine.tell(Note(f"{error}; going on"))  # it is tried again when the role serves
@@ -358,11 +358,13 @@ class _Run:
 
     def _traffic_off(self) -> tuple[Lane, ...]:
         try:
-            told = balancers_told(self._machine, None)
+            told = traffic_told(self._machine, None)
         except BootagentError as error:
             self._journal.record("fault", error=str(error))
             return ()
-        return (plan.off(told, self._request.reason, doomed=self._request.force),) if told else ()
+        if not told.names:
+            return ()
+        return (plan.off(told, self._request.extent, self._request.reason, doomed=self._request.force),)
 
     def _rollback_plan(self, config: Config, instance: Instance, wanted: str) -> Plan:
         app = _chosen(config, self._request.app)
@@ -419,11 +421,16 @@ class _Run:
                 endings[lane.app] = Ending(EXIT_FAILED, sentence, transient=lane.unread)
         for phase in PREPARING if self._pooled else DEPLOYING:
             self._before(phase, going)
-            failures = side_by_side(lambda lane, phase=phase: self._run_steps(lane, phase), going)
-            failed = [(lane, error) for lane, error in zip(going, failures, strict=True) if error]
-            for lane, error in failed:
-                failure = telling.failure_of(error, lane.app)
-                endings[lane.app] = replace(self._fall_back(lane, phase, error), failure=failure)
+            for turn in plan.in_turns(going) if phase == "serve" else [going]:
+
+                def begin(lane: Lane, phase: Phase = phase) -> BootagentError | None:
+                    return _held_up(lane, phase, endings) or self._run_steps(lane, phase)
+
+                failures = side_by_side(begin, turn)
+                failed = [(lane, error) for lane, error in zip(turn, failures, strict=True) if error]
+                for lane, error in failed:
+                    failure = telling.failure_of(error, lane.app)
+                    endings[lane.app] = replace(self._fall_back(lane, phase, error), failure=failure)
             going = [lane for lane in going if lane.app not in endings]
         for lane in going:
             endings[lane.app] = self._prepared(lane) if self._pooled else self._succeeded(lane)
@@ -466,18 +473,19 @@ class _Run:
     def _take_down(self, made: Plan) -> Outcome:
         """Carry out a stop: whatever one step could not do, every other has its turn."""
         errors: dict[str, list[BootagentError]] = {lane.app: [] for lane in made.lanes}
-        removed: list[str] = []
-        self._machine = _hearing_what_is_removed(self._machine, removed)
+        notes: list[Note] = []
+        self._machine = _hearing(self._machine, notes)
 
         def steps_of(lane: Lane, phase: Phase) -> list[BootagentError]:
             failures = [self._run_all((step,), phase, lane.app) for step in lane.steps.get(phase, ())]
             return [error for error in failures if error]
 
         for phase in plan.STOPPING:
-            found = side_by_side(lambda lane, phase=phase: steps_of(lane, phase), made.lanes)
-            for lane, failed in zip(made.lanes, found, strict=True):
-                errors[lane.app] += failed
-        endings = {lane.app: _stopped(lane, errors[lane.app], self._request.extent, removed) for lane in made.lanes}
+            for turn in reversed(plan.in_turns(made.lanes)) if phase == "stop" else [made.lanes]:
+                found = side_by_side(lambda lane, phase=phase: steps_of(lane, phase), turn)
+                for lane, failed in zip(turn, found, strict=True):
+                    errors[lane.app] += failed
+        endings = {lane.app: _stopped(lane, errors[lane.app], self._request.extent, notes) for lane in made.lanes}
         if self._request.extent == "reset" and not any(errors.values()):
             # Of what was made there is nothing left to know; the tags were given, and that it is stopped holds.
             self._save(replace(self._state, apps={}, definitions=None, last_run=None))
@@ -701,25 +709,38 @@ def _summarize(request: Request, machine: Machine, outcome: Outcome) -> None:
         machine.write(machine.real(SUMMARY), line.encode() + b"\n")
 
 
-def _stopped(lane: Lane, errors: Sequence[BootagentError], extent: plan.Extent, removed: Sequence[str]) -> Ending:
+def _held_up(lane: Lane, phase: Phase, endings: Mapping[str, Ending]) -> MachineError | None:
+    """Why the services of a lane are not begun: others that must be up first are not."""
+    down = [app for app in lane.after if app in endings and endings[app].exit_code == EXIT_FAILED]
+    if phase != "serve" or not down:
+        return None
+    return MachineError(f"its services are not begun: they come after those of {', '.join(down)}, which does not serve")
+
+
+def _stopped(lane: Lane, errors: Sequence[BootagentError], extent: plan.Extent, notes: Sequence[Note]) -> Ending:
+    own = [note for note in notes if str(note.details.get("service")).startswith(f"{lane.app}.")]
+    killed = "".join(f"; {note.label}" for note in own if "killed_after" in note.details)
     if errors:
         tail = "\n".join(filter(None, map(_tail, errors)))
-        return Ending(EXIT_FAILED, "; ".join(map(str, errors)), tail, transient=True)
+        return Ending(EXIT_FAILED, "; ".join(map(str, errors)) + killed, tail, transient=True)
+    if lane.intent == "withdraw":
+        return Ending(EXIT_DONE, lane.reason)
     if lane.app != plan.MACHINE:
-        return Ending(EXIT_DONE, f"its services are down; {lane.reason}")
+        return Ending(EXIT_DONE, f"its services are down{killed}; {lane.reason}")
+    removed = [str(note.details["what"]) for note in notes if note.label == "removed"]
     if extent == "reset" and removed:
         return Ending(EXIT_DONE, f"it is as before its first boot; removed {', '.join(removed)}")
     said = {"shutdown": "nothing is mounted", "stop": "it is as before the boot", "reset": "as before its first boot"}
     return Ending(EXIT_DONE, said[extent])
 
 
-def _hearing_what_is_removed(machine: Machine, removed: list[str]) -> Machine:
-    """The same machine; what steps say they have removed is added to ``removed``."""
+def _hearing(machine: Machine, notes: list[Note]) -> Machine:
+    """The same machine; what steps tell in notes is added to ``notes``."""
     listener = machine.tell
 
     def hear(event: Transfer | Note) -> None:
-        if isinstance(event, Note) and event.label == "removed":
-            removed.append(str(event.details["what"]))
+        if isinstance(event, Note):
+            notes.append(event)
         listener(event)
 
     return Machine(machine.root, hear)

@@ -15,7 +15,7 @@ from bootagent.console import table
 from bootagent.errors import EXIT_DEGRADED, EXIT_DONE, EXIT_FAILED, EXIT_TRY_LATER, EXIT_USAGE, BootagentError, plain
 from bootagent.machine import Machine
 from bootagent.plan import PHASES, Attachment, Plan
-from bootagent.survey import balancers_told
+from bootagent.survey import traffic_told
 
 WAIT_POLL_SECONDS = 0.5
 BAR_WIDTH = 32
@@ -43,7 +43,7 @@ def status(machine: Machine, definitions: str) -> Facts:
         "instance_id": known.instance_id,
         "last_run": asdict(last) if last else None,
         "apps": {name: _app_status(machine, name, app, definitions) for name, app in known.apps.items()},
-        "traffic": list(balancers_told(machine, known.instance_id)),
+        "traffic": list(traffic_told(machine, known.instance_id).names),
     }
 
 
@@ -187,7 +187,7 @@ def status_text(found: Facts) -> str:
     if services:
         lines += ["", table(services, ["SERVICE", "STATE", "PID", "FOR"])]
     if found["traffic"]:
-        lines += ["", f"registered with {', '.join(found['traffic'])}"]
+        lines += ["", f"traffic comes by {', '.join(found['traffic'])}"]
     return "\n".join(lines)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from bootagent import aws, leaving, mounts, nfs, plan, records, release, servicedir, sources
-from bootagent.config import document, quantities, resolve
+from bootagent.config import document, order, quantities, resolve
 from bootagent.config.document import Document
 from bootagent.config.model import App, Config, DataVolume, EbsSource, GitSource, NfsSource
 from bootagent.ebs import snapshots
@@ -24,7 +24,8 @@ from bootagent.machine import Machine
 from bootagent.plan import Known, Moment, Plan
 from bootagent.release import Layout
 from bootagent.state import State
-from bootagent.traffic import registrations
+from bootagent.traffic import held_address, registrations
+from bootagent.turns import turns
 
 T = TypeVar("T")
 #: Where service directories are kept, and how long one may take to stop, unless configured.
@@ -223,18 +224,18 @@ def moment_of(instance: Instance, *, retry: bool, serving: bool = True) -> Momen
     )
 
 
-def balancers_told(machine: Machine, instance_id: str | None) -> tuple[str, ...]:
-    """The balancers that know of this instance, as far as it has told them itself. AWS is not asked.
+def traffic_told(machine: Machine, instance_id: str | None) -> plan.Told:
+    """By what traffic reaches this instance, as far as it has seen to it itself. AWS is not asked.
 
     ``instance_id`` is as :func:`bootagent.traffic.registrations.load` has it. Raises MachineError.
     """
-    known = registrations.load(machine, instance_id)
-    return tuple(map(str, known.all)) if known else ()
+    known, held = registrations.load(machine, instance_id), held_address.load(machine, instance_id)
+    return plan.Told(tuple(map(str, known.all)) if known else (), held.allocation if held else None)
 
 
 def with_traffic(made: Plan, config: Config, instance: Instance, machine: Machine, *, serving: bool = True) -> Plan:
     """The same plan, with what is to be done about balancers. Raises MachineError."""
-    told = balancers_told(machine, instance.instance_id)
+    told = traffic_told(machine, instance.instance_id)
     return plan.with_traffic(made, config, told, moment_of(instance, retry=False, serving=serving))
 
 
@@ -258,6 +259,7 @@ def make_plan(
 def services_to_stop(found: Document | None, known: State, machine: Machine) -> list[plan.ToStop]:
     """Every app's services, wherever the configuration or the last run has them, and how long each may take.
 
+    Those that come after others are before them here: this is the order to stop them in.
     Without a configuration the usual place and time hold.
     """
     tables: dict[str, Any] = found.tables if found else {"apps": {}, "runit": {"definitions": DEFINITIONS}}
@@ -266,8 +268,11 @@ def services_to_stop(found: Document | None, known: State, machine: Machine) -> 
         for app in servicedir.apps_installed(machine, definitions):
             configured = tables["apps"].get(app, {}).get("services", {})
             names = servicedir.installed(machine, definitions, app)
-            services.append(plan.ToStop(app, definitions, tuple((name, _patience(configured, name)) for name in names)))
-    return services
+            stops = tuple((name, _patience(configured, name)) for name in names)
+            after = tuple(order.apps_before(app, tables["apps"][app])) if app in tables["apps"] else ()
+            services.append(plan.ToStop(app, definitions, stops, order.services_before(app, configured), after))
+    turn = {app: index for index, apps in enumerate(turns({one.app: one.after for one in services})) for app in apps}
+    return sorted(services, key=lambda one: -turn[one.app])
 
 
 def around_a_stop(found: Document | None, known: State, machine: Machine, extent: plan.Extent) -> plan.Around:

@@ -16,14 +16,15 @@ Each app has a lane through the phases. Lanes run side by side; a lane that fail
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from bootagent.config.model import App, Config, Runit
 from bootagent.errors import BootagentError
 from bootagent.plan import environment, going_back, in_place, parts, staged, volumes
 from bootagent.plan.attachments import Attachment, attachments
-from bootagent.plan.lane import DEPLOYING, PHASES, STOPPING, Intent, Known, Lane, Moment, Phase, Plan
+from bootagent.plan.lane import DEPLOYING, PHASES, STOPPING, Intent, Known, Lane, Moment, Phase, Plan, in_turns
 from bootagent.plan.stopping import MACHINE, Around, Extent, ToStop, leaving, services_down, stop
-from bootagent.plan.traffic import TRAFFIC, former_traffic, off, with_traffic
+from bootagent.plan.traffic import TRAFFIC, Told, former_traffic, off, with_traffic
 from bootagent.plan.volumes import former, record, volume_record
 from bootagent.state import AppState
 
@@ -43,10 +44,12 @@ __all__ = [
     "Phase",
     "Plan",
     "ToStop",
+    "Told",
     "attachments",
     "former",
     "former_traffic",
     "going_back",
+    "in_turns",
     "leaving",
     "make",
     "off",
@@ -85,6 +88,6 @@ def _lane(config: Config, app: App, known: Known, moment: Moment) -> Lane:
     """One app that cannot be planned must not keep the others from their turn."""
     try:
         made = in_place.lane(config, app, known, moment) if app.in_place else staged.lane(config, app, known, moment)
-        return environment.completed(made, app, known, moment)
+        return replace(environment.completed(made, app, known, moment), after=app.after)
     except BootagentError as error:
         return Lane(app=app.name, intent="nothing", steps={}, reason=str(error))

@@ -1,28 +1,46 @@
-"""Whether, and by what, traffic is to reach this instance: steps for the node as a whole, once all its apps serve."""
+"""By what traffic is to reach this instance: steps for the node as a whole, once all of its apps serve."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from bootagent.config.model import Config
-from bootagent.plan.lane import Lane, Moment, Plan
+from bootagent.plan.lane import Lane, Moment, Phase, Plan
+from bootagent.plan.stopping import Extent
 from bootagent.steps.base import Step
 from bootagent.steps.deregistered import Deregistered
+from bootagent.steps.elastic_ip import ElasticIpGivenBack, ElasticIpHeld
 from bootagent.steps.registered import Registered
+from bootagent.traffic.elastic_ip import Claim
 from bootagent.traffic.registrations import Balancer
 
 #: The name of the lane, beside those of apps.
 TRAFFIC = "traffic"
-#: How long a stop waits at most for requests under way, in seconds: the service manager gives a machine that goes down
-#: five minutes for all of it.
+#: How long a machine that goes down waits at most for requests under way, in seconds: the service manager gives it five
+#: minutes for all there is to do.
 DRAIN_SECONDS = 150.0
 #: The same when the instance was told to die: spot gives two minutes ("Spot Instance interruption notices").
 DOOMED_DRAIN_SECONDS = 60.0
+#: How long it may take to give an elastic IP back, in seconds.
+GIVE_BACK_SECONDS = 30.0
 
 
-def with_traffic(made: Plan, config: Config, told: Sequence[str], moment: Moment) -> Plan:
-    """The same plan, with what is to be done for the node as a whole; ``told`` are the balancers that know of it."""
+@dataclass(frozen=True)
+class Told:
+    """What an instance remembers of the way traffic reaches it: the balancers that know of it, and its elastic IP."""
+
+    balancers: tuple[str, ...] = ()
+    address: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All of it, for people."""
+        return (*self.balancers, *((f"elastic IP {self.address}",) if self.address else ()))
+
+
+def with_traffic(made: Plan, config: Config, told: Told, moment: Moment) -> Plan:
+    """The same plan, with what is to be done for the node as a whole."""
     return replace(made, announce=_announce(config, told, moment), withdraw=_withdraw(config, told, moment))
 
 
@@ -31,11 +49,18 @@ def former_traffic(config: Config, moment: Moment) -> Step:
     return Deregistered(_balancers(config, moment), moment.instance_id)
 
 
-def off(told: Sequence[str], reason: str, *, doomed: bool) -> Lane:
-    """The lane of a stop that has every balancer let go before a service is stopped. It asks no metadata."""
-    most = DOOMED_DRAIN_SECONDS if doomed else DRAIN_SECONDS
-    step = Deregistered((), None, drain_most=most, hurried=True)
-    return Lane(TRAFFIC, "withdraw", {"drain": (step,)}, reason=f"{_gone(told)}; {reason}")
+def off(told: Told, extent: Extent, reason: str, *, doomed: bool) -> Lane:
+    """The lane of a stop that has every balancer let go before a service is stopped. It asks no metadata.
+
+    An elastic IP goes last: requests that came by it end with it, and the way to AWS may, too.
+    """
+    most = None if extent != "shutdown" else DOOMED_DRAIN_SECONDS if doomed else DRAIN_SECONDS
+    steps: dict[Phase, tuple[Step, ...]] = {}
+    if told.balancers:
+        steps["drain"] = (Deregistered((), None, drain_most=most, hurried=True),)
+    if told.address:
+        steps["remove"] = (ElasticIpGivenBack(None, GIVE_BACK_SECONDS, hurried=True),)
+    return Lane(TRAFFIC, "withdraw", steps, reason=f"{_gone(told.names)}; {reason}")
 
 
 def _balancers(config: Config, moment: Moment) -> tuple[Balancer, ...]:
@@ -48,36 +73,41 @@ def _balancers(config: Config, moment: Moment) -> tuple[Balancer, ...]:
     )
 
 
-def _announce(config: Config, told: Sequence[str], moment: Moment) -> Lane | None:
-    balancers = _balancers(config, moment)
-    if not balancers and not told:
-        return None
-    name = _name(config)
-    steps: list[Step] = [Deregistered(balancers, moment.instance_id)] if told else []
-    if not balancers or config.traffic is None:
-        return Lane(name, "withdraw", {"announce": tuple(steps)}, reason=_gone(told))
+def _announce(config: Config, told: Told, moment: Moment) -> Lane | None:
+    name, traffic, balancers = _name(config), config.traffic, _balancers(config, moment)
+    ip = traffic.elastic_ip if traffic and moment.serving else None
+    steps: list[Step] = [Deregistered(balancers, moment.instance_id)] if told.balancers else []
+    given_back = [ElasticIpGivenBack(moment.instance_id, GIVE_BACK_SECONDS)] if told.address and not ip else []
+    if traffic is None or not (balancers or ip):
+        reason = _gone(told.names)
+        return Lane(name, "withdraw", {"announce": (*steps, *given_back)}, reason=reason) if told.names else None
     if moment.instance_id is None:
-        reason = "it is not known which instance this is, to register it; allow instance metadata"
+        reason = "it is not known which instance this is, to send requests to; allow instance metadata"
         return Lane(name, "nothing", {}, reason=reason)
-    registered = Registered(
-        balancers, moment.instance_id, moment.region, config.traffic.within, config.traffic.drain_within
-    )
-    names = ", ".join(map(str, balancers))
-    reason = f"gets requests from {names}"
-    return Lane(name, "announce", {"announce": (*steps, registered)}, reason=reason)
+    ways = [str(one) for one in balancers]
+    if ip:
+        claim = Claim(ip.allocation, ip.tags, moment.instance_id, moment.region)
+        steps.append(ElasticIpHeld(claim, traffic.within))
+        ways.append(str(claim))
+    if balancers:
+        here = moment.instance_id, moment.region
+        steps.append(Registered(balancers, *here, traffic.within, traffic.drain_within))
+    return Lane(name, "announce", {"announce": (*steps, *given_back)}, reason=f"gets requests from {', '.join(ways)}")
 
 
-def _withdraw(config: Config, told: Sequence[str], moment: Moment) -> Lane | None:
+def _withdraw(config: Config, told: Told, moment: Moment) -> Lane | None:
     """For a node that does not serve: nothing is under way there that could be waited for."""
-    if not told:
+    if not told.names:
         return None
-    step = Deregistered((), moment.instance_id, drain_most=0.0)
-    reason = f"{_gone(told)}: not every app of the role serves"
-    return Lane(_name(config), "withdraw", {"announce": (step,)}, reason=reason)
+    steps: list[Step] = [Deregistered((), moment.instance_id, drain_most=0.0)] if told.balancers else []
+    if told.address:
+        steps.append(ElasticIpGivenBack(moment.instance_id, GIVE_BACK_SECONDS))
+    reason = f"{_gone(told.names)}: not every app of the role serves"
+    return Lane(_name(config), "withdraw", {"announce": tuple(steps)}, reason=reason)
 
 
-def _gone(told: Sequence[str]) -> str:
-    return f"gets no more requests from {', '.join(told)}"
+def _gone(names: Sequence[str]) -> str:
+    return f"gets no more requests from {', '.join(names)}"
 
 
 def _name(config: Config) -> str:
