@@ -50,6 +50,11 @@ def apps_before(name: str, app: Table) -> list[str]:
     return sorted({*app["after"], *(other for other in named if other != name)})
 
 
+def services_before(app: str, services: Table) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """For each service of an app the others of it that come before, all as ``APP.SERVICE``."""
+    return tuple((in_full(app, name), tuple(_own_after(app, table))) for name, table in services.items())
+
+
 def _own_after(app: str, table: Table) -> list[str]:
     names = [in_full(app, other) for other in table["after"]]
     return [other for other in names if other.partition(".")[0] == app]

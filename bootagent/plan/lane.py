@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -12,6 +12,7 @@ from bootagent.release import Layout
 from bootagent.sources import Revision
 from bootagent.state import AppState
 from bootagent.steps.base import Step
+from bootagent.turns import turns
 
 Phase = Literal[
     "attach", "stage", "activate", "serve", "announce", "retire", "drain", "stop", "remove", "unmount", "sweep"
@@ -31,6 +32,7 @@ class Lane:
     ``release`` is the one it ends on, ``revision`` and ``label`` what that is made of (None when it is not ours).
     ``fallback`` is the release to put back should the activation fail. ``reason`` says in a sentence why the lane is
     what it is; ``degraded`` that this is less than what was asked for, ``unread`` that the source did not answer.
+    ``after`` are apps whose services are up before those of this one are begun.
     """
 
     app: str
@@ -43,6 +45,13 @@ class Lane:
     reason: str = ""
     degraded: bool = False
     unread: bool = False
+    after: tuple[str, ...] = ()
+
+
+def in_turns(lanes: Sequence[Lane]) -> list[list[Lane]]:
+    """The lanes in groups, each after the groups of those it comes after."""
+    found = turns({lane.app: lane.after for lane in lanes})
+    return [[lane for lane in lanes if lane.app in names] for names in found]
 
 
 @dataclass(frozen=True)

@@ -38,11 +38,16 @@ BUSY_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class ToStop:
-    """An app's service directories below ``definitions``, each with the seconds it may take to stop."""
+    """An app's service directories below ``definitions``, each with the seconds it may take to stop.
+
+    ``order`` says of services, ``after`` of the app, what they were started after: it is stopped after them.
+    """
 
     app: str
     definitions: str
     services: tuple[tuple[str, float], ...]
+    order: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    after: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ def stop(services: Sequence[ToStop], around: Around, reason: str) -> Plan:
 
 def services_down(services: Sequence[ToStop]) -> tuple[Step, ...]:
     """What takes these services down, in order, and nothing else."""
-    return tuple(Stopped(one.app, one.definitions, one.services) for one in services)
+    return tuple(Stopped(one.app, one.definitions, one.services, one.order) for one in services)
 
 
 def leaving(config: Config) -> Leaving:
@@ -96,7 +101,7 @@ def _apps(services: Sequence[ToStop], around: Around, reason: str) -> Iterator[L
         if around.extent != "shutdown":
             removed = RemovedServices(one.app, one.definitions, around.leaving.service_dir, one.services)
             steps["remove"] = (removed,)
-        yield Lane(one.app, "stop", steps, reason=reason)
+        yield Lane(one.app, "stop", steps, reason=reason, after=one.after)
 
 
 def _hook(hook: Hook, stopped: ToStop, around: Around) -> Step:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from bootagent import runit, servicedir
 from bootagent.errors import ServiceError
-from bootagent.machine import Identity, Machine
+from bootagent.machine import Identity, Machine, Note
+from bootagent.turns import turns
 
 #: A service that runsv finds with it is not started: runsv(8). The next run takes it away.
 DOWN = "down"
@@ -21,12 +22,14 @@ FINISH_SECONDS = 5.0
 class Stopped:
     """No service of ``app`` runs. ``services`` are the names of their directories, each with the seconds it may take.
 
-    They stay installed: a reboot, or the next run, starts them again.
+    They stay installed: a reboot, or the next run, starts them again. ``after`` says of services what they come after:
+    these are stopped once they are down themselves.
     """
 
     app: str
     definitions: str
     services: tuple[tuple[str, float], ...]
+    after: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     def __str__(self) -> str:
         return f"stop the services of {self.app} ({', '.join(name for name, _ in self.services)})"
@@ -36,9 +39,11 @@ class Stopped:
         return not self._left(machine)
 
     def apply(self, machine: Machine) -> None:
-        """TERM to all at once, KILL to those that take longer than they may. Raises ServiceError."""
-        with ThreadPoolExecutor(max(1, len(self.services))) as pool:
-            list(pool.map(lambda service: self._stop(machine, *service), self.services))
+        """TERM to all of a turn at once, KILL to those that take longer than they may. Raises ServiceError."""
+        within, after = dict(self.services), dict(self.after)
+        with ThreadPoolExecutor(max(1, len(within))) as pool:
+            for names in reversed(turns({name: after.get(name, ()) for name in within})):
+                list(pool.map(lambda name: self._stop(machine, name, within[name]), names))
         if left := self._left(machine):
             raise ServiceError(f"still running: {', '.join(left)}")
 
@@ -61,6 +66,8 @@ class Stopped:
 def _end_finish(machine: Machine, inner: Path, identity: Identity | None) -> None:
     """Kill a finish script that hangs: sv has no order for it. runsv may start it again, a few times."""
     deadline = time.monotonic() + FINISH_SECONDS
+    if (found := runit.status(inner)) and found.state == "finish":
+        machine.tell(Note(f"the finish script of {inner.parent.name} did not end, and is killed"))
     while (found := runit.status(inner)) and found.state == "finish" and time.monotonic() < deadline:
         # As the service's user: the process id is what he says it is.
         kill = ["sh", "-c", 'kill -9 "$1"', "sh", str(found.pid)]

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[2] / "bootagent"
 
 #: Lowest first: modules directly in ``bootagent/``, or packages there. Those of one layer do not know each other.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"errors"}),
+    frozenset({"errors", "turns"}),
     frozenset({"machine", "aws", "pointer", "user_data"}),
     frozenset({"imds", "beneath", "boottime", "health", "hooks", "journal", "processes", "pull", "shutdown"}),
     frozenset({"footprint", "runit"}),
@@ -29,7 +29,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"plan"}),
     frozenset({"survey", "readiness", "telling"}),
     frozenset({"agent", "console"}),
-    frozenset({"picture", "report", "relay", "daemon", "arguments"}),
+    frozenset({"picture", "report", "variables", "relay", "daemon", "arguments"}),
     frozenset({"lifecycle"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),
