@@ -33,6 +33,9 @@ def _parser() -> argparse.ArgumentParser:
             "status": _status,
             "history": _history,
             "timeline": _timeline,
+            "env": _env,
+            "env-import": _env_import,
+            "env-export": _env_export,
             "facts": _facts,
             "check": _check,
             "keys": _keys,
@@ -262,6 +265,42 @@ def _timeline(options: argparse.Namespace) -> int:
         return EXIT_DONE
     found = report.timeline(_machine(options))
     _print_json(found) if options.json else print(report.timeline_text(found))
+    return EXIT_DONE
+
+
+def _env(options: argparse.Namespace) -> int:
+    from bootagent import state, survey, variables
+    from bootagent.config import resolve
+
+    if options.root == "/" and os.geteuid() != 0:
+        raise UsageError("only root sees what services get", remedy="sudo bootagent env …")
+    machine = _machine(options)
+    document = survey.load_document(_config_file(options))
+    instance = survey.read_instance(document, _tags(options), state.load(machine).tags_on)
+    config = resolve.resolve(document, instance.coordinates(), instance.tags)
+    found = variables.of_service(machine, config, options.service)
+    _print_json([vars(one) for one in found]) if options.json else print(variables.text(found))
+    return EXIT_DONE
+
+
+def _env_import(options: argparse.Namespace) -> int:
+    from bootagent.environment import dump, exchange
+    from bootagent.machine import Machine
+
+    content = sys.stdin.buffer.read() if options.file == "-" else Path(options.file).read_bytes()
+    found = dump.parse(content)
+    shown = "standard input" if options.file == "-" else options.file
+    exchange.put(Machine(), Path(options.directory).absolute(), found, shown)
+    print(f"{options.directory} has {len(found)} variables of {shown}")
+    return EXIT_DONE
+
+
+def _env_export(options: argparse.Namespace) -> int:
+    from bootagent.environment import dump, exchange
+
+    found = exchange.read(Path(options.directory).absolute())
+    text = dump.to_json(found) if options.json else dump.text(found)
+    sys.stdout.buffer.write(text.encode(errors="surrogateescape"))
     return EXIT_DONE
 
 

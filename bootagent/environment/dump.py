@@ -1,10 +1,10 @@
 """Dumps of an environment: ``.env`` files, ``heroku config -s`` and ``heroku config --json``, read and written.
 
-Text is one assignment after the other, as a shell would read it: ``export`` before it and a comment after it are allowed,
-``'…'`` is taken as it is, ``"…"`` with its escapes, both over several lines, and what stands together belongs together,
-as in ``'it'\\''s'``. A value that begins without a quote is taken as it is up to a blank and ``#``, or the end of its
-line: its backslashes, too, for so do the readers of ``.env`` files. Nothing is ever expanded: a ``$`` is a ``$``. Of two
-values of one name the later counts. ``unset NAME``, or null in JSON, is a variable that is unset.
+Text is one assignment after the other, as a shell would read it: ``export`` before it and a comment after it are
+allowed, ``'…'`` is taken as it is, ``"…"`` with its escapes, both over several lines, and what stands together belongs
+together, as in ``'it'\\''s'``. A value that begins without a quote is taken as it is up to a blank and ``#``, or the
+end of its line: its backslashes, too, for so do the readers of ``.env`` files. Nothing is ever expanded: a ``$`` is a
+``$``. Of two values of one name the later counts. ``unset NAME``, or null in JSON, is a variable that is unset.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def _value(text: str, place: int, name: str) -> tuple[str, int]:
         assert bare is not None
         end = text.find("\n", bare.end())
         return bare[0], len(text) if end < 0 else end + 1
-    parts = []
+    parts: list[str] = []
     while place < len(text):
         if rest := _REST.match(text, place):
             return "".join(parts), rest.end()
@@ -138,7 +138,8 @@ def _part(text: str, place: int, name: str) -> tuple[str, int]:
 
 
 def _double_quoted(text: str, place: int, name: str) -> tuple[str, int]:
-    parts, here = [], place + 1
+    parts: list[str] = []
+    here = place + 1
     while here < len(text):
         char = text[here]
         if char == '"':
