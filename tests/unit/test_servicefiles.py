@@ -1,0 +1,49 @@
+"""What a service's process is held to, and that its own script stays as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bootagent.errors import BootagentError
+from bootagent.servicefiles import FREE, OWN_RUN, Confinement, confined, from_command
+
+FILES = (("finish", b"f", 0o755), ("run", b"#!/bin/sh\nexec sleep 1\n", 0o755))
+
+
+def test_a_service_that_is_held_to_nothing_is_left_alone() -> None:
+    assert confined(FILES, FREE) is FILES
+
+
+def test_ours_goes_before_the_service_s_own_run_which_is_unchanged() -> None:
+    held = confined(FILES, Confinement("027", memory=2**28, open_files=64, core=0, file_size=1))
+    files = {path: content for path, content, _ in held}
+    assert files[OWN_RUN] == FILES[1][1]
+    assert files["finish"] == b"f"
+    assert files["run"].decode().splitlines() == [
+        "#!/bin/sh",
+        "umask 027",
+        "exec /usr/bin/prlimit --as=268435456 --nofile=64 --core=0 --fsize=1 ./run.own",
+    ]
+
+
+def test_a_umask_alone_needs_no_program() -> None:
+    (_, script, mode), *_ = confined(FILES, Confinement("77"))
+    assert script == b"#!/bin/sh\numask 77\nexec ./run.own\n"
+    assert mode == 0o755
+
+
+def test_zero_is_a_limit_too() -> None:
+    script = Confinement(core=0).script("x")
+    assert script is not None and b"--core=0" in script
+
+
+def test_a_release_with_a_file_of_our_name_is_told() -> None:
+    with pytest.raises(BootagentError, match=r"file run\.own"):
+        confined((*FILES, (OWN_RUN, b"", 0o644)), Confinement("027"))
+
+
+def test_a_command_runs_in_its_directory_word_for_word() -> None:
+    ((_, script, _),) = from_command(Path("/srv/web app/current/api"), ("env", "A=b c", "$HOME"))
+    assert b"\ncd '/srv/web app/current/api' || exit 111\nexec env 'A=b c' '$HOME'\n" in script
