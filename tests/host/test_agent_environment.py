@@ -1,0 +1,236 @@
+"""Services' environment: nested directories, and secrets that are seen by the service alone."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+
+from bootagent.sandbox.supervisor import Supervisor
+from tests.conftest import Agent, processes_of
+from tests.host.git_server import Repository
+from tests.host.stage import App, Stage
+
+VALUE, OTHER, TOKEN = "s3cr3t-value-of-the-database", "0ther-secret", "t0ken-of-the-worker"
+SERVICE = """
+[apps.web.services.{name}]
+command = ["sleep", "1000"]
+stable_for = "300ms"
+check = {{ within = "6s" }}
+{more}
+"""
+TREE = """
+[apps.web.environment]
+{where}
+layers = ["common", "{{environment}}"]
+"""
+#: common < staging < web < web/one; what is two's is not one's.
+FILES = {
+    "common/A": "common\n",
+    "common/B": "common  \t\nsecond line\n",
+    "common/LINES": "one\0 two\0",
+    "common/GONE": "common",
+    "common/DATABASE_URL": "not this one",
+    "common/FIXED": "not this one",
+    "common/HOME": "/nowhere",
+    "staging/B": "staging",
+    "staging/C": "staging",
+    "production/C": "production",
+    "web/C": "web",
+    "web/EMPTY": "\n",
+    "web/GONE": "",
+    "web/one/ONE": "1",
+    "web/two/TWO": "2",
+}
+
+
+def environ(web: App, name: str) -> dict[str, str]:
+    """What a service's process was given."""
+    found = Path(f"/proc/{web.pid(name)}/environ").read_bytes().decode().split("\0")
+    return dict(item.split("=", 1) for item in found if item)
+
+
+def configured(web: App, where: str = 'path = "config/env"', one: str = "", two: str = "", app: str = "") -> str:
+    services = SERVICE.format(name="one", more=one) + SERVICE.format(name="two", more=two)
+    return web.config(extra=app, service=TREE.format(where=where) + services)
+
+
+def put(stage: Stage, **parameters: str) -> None:
+    for name, value in parameters.items():
+        stage.cloud.api.ssm(stage.cloud.region).put_parameter(
+            Name="/" + name.replace("__", "/"), Value=value, Type="SecureString", Overwrite=True
+        )
+
+
+def said_anywhere(stage: Stage, *secrets: str) -> list[str]:
+    """Where a secret is written below the machine's root, other than in its own place; or in an argument list."""
+    found = []
+    for path in stage.root.rglob("*"):
+        if path.is_file() and "run/bootagent/secrets/" not in str(path) and "run/bootagent/env/" not in str(path):
+            content = path.read_bytes()
+            found += [str(path) for secret in secrets if secret.encode() in content]
+    for pid in processes_of(stage.root):
+        words = Path(f"/proc/{pid}/cmdline").read_bytes()
+        found += [words.decode() for secret in secrets if secret.encode() in words]
+    return found
+
+
+def test_directories_and_secrets(stage: Stage, web: App, agent: Agent) -> None:
+    put(stage, web__DATABASE_URL=VALUE, web__deep__FIXED="nor this", web__LONG=f"{OTHER}\n second\n", token=TOKEN)
+    stage.cloud.api.secretsmanager(stage.cloud.region).create_secret(
+        Name="web/keys", SecretString=json.dumps({"KEY": OTHER, "NUMBER": 1.10, "odd": [1]})
+    )
+    one = 'env = { FIXED = "by the configuration" }\nsecrets = ["secretsmanager:web/keys#KEY"]'
+    two = 'secrets = [{ name = "TOKEN", from = "ssm:/token" }]'
+    stage.configure(configured(web, one=one, two=two, app='secrets = ["ssm:/web/"]'))
+    web.publish("one", {**web.tree("one"), **{f"config/env/{name}": text for name, text in FILES.items()}})
+
+    planned = agent("plan")
+    ran = agent("reconfigure")
+    assert ran.code == 0, ran.stderr
+    seen, other = environ(web, "one"), environ(web, "two")
+    wanted = {
+        "A": "common",
+        "B": "staging",
+        "C": "web",
+        "EMPTY": "",
+        "HOME": "/nowhere",
+        "LINES": "one\n two\n",
+        "ONE": "1",
+        "DATABASE_URL": VALUE,
+        "FIXED": "by the configuration",
+        "LONG": f"{OTHER}\n second\n",
+        "KEY": OTHER,
+    }
+    assert {name: seen.get(name) for name in wanted} == wanted
+    assert not {"GONE", "TWO", "TOKEN", "AWS_ACCESS_KEY_ID"} & set(seen)
+    assert (other["TWO"], other["TOKEN"], other["FIXED"]) == ("2", TOKEN, "nor this")
+    assert not {"ONE", "KEY"} & set(other)
+
+    secrets = stage.root / "run/bootagent/secrets"
+    assert sorted(path.name for path in secrets.iterdir()) == ["web", "web.one", "web.two"]
+    for path in (secrets, *secrets.rglob("*")):
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
+    # Each origin is asked once, whoever wants it.
+    actions = [call.action for call in stage.cloud.calls if call.service in ("ssm", "secretsmanager")]
+    assert sorted(actions) == ["GetParameters", "GetParametersByPath", "GetSecretValue"]
+
+    pids = web.pid("one"), web.pid("two")
+    assert agent("reconfigure").code == 0
+    assert (web.pid("one"), web.pid("two")) == pids
+
+    put(stage, token="another-token")
+    ran = agent("reconfigure", "--json")
+    assert ran.code == 0, ran.stderr
+    assert web.pid("one") == pids[0] and web.pid("two") != pids[1]
+    assert environ(web, "two")["TOKEN"] == "another-token"
+
+    seen_text = [*planned, *ran, *agent("plan"), *agent("plan", "--json"), *agent("status", "--json")]
+    seen_text += [*agent("history", "--json"), *agent("timeline")]
+    for secret in (VALUE, OTHER, TOKEN, "another-token"):
+        assert not [text for text in seen_text if secret in str(text)]
+    assert said_anywhere(stage, VALUE, OTHER, TOKEN, "another-token") == []
+
+
+def test_a_secret_that_is_denied_leaves_the_old_release_serving(
+    stage: Stage, web: App, agent: Agent, runsvdir: Supervisor
+) -> None:
+    put(stage, web__DATABASE_URL=VALUE, web__TOKEN=TOKEN)
+    files = {f"config/env/{name}": text for name, text in FILES.items()}
+    stage.configure(configured(web, app='secrets = ["ssm:/web/DATABASE_URL"]'))
+    web.publish("one", {**web.tree("one"), **files})
+    assert agent("reconfigure").code == 0
+    pid, release = web.pid("one"), web.current
+
+    # A new release and a new secret; then neither.
+    for more in ('secrets = ["ssm:/web/DATABASE_URL", "ssm:/web/TOKEN"]', 'secrets = ["ssm:/web/DATABASE_URL"]'):
+        stage.configure(configured(web, app=more))
+        web.publish("two", {**web.tree("two"), **files})
+        stage.cloud.api.fail("ssm", "GetParameters", code="AccessDeniedException", status=400)
+        ran = agent("reconfigure")
+        assert ran.code == 3, ran.stderr
+        assert "AccessDeniedException" in ran.stderr and "[request " in ran.stderr, ran.stderr
+        assert "allow ssm:GetParameters to the instance's role" in ran.stderr
+        assert (web.current, web.pid("one")) == (release, pid)
+    stage.cloud.api.fail("ssm", "GetParameters", code="AccessDeniedException", status=400)
+    ran = agent("plan")
+    assert ran.code == 0, ran.stderr
+
+    # One service gets one of its own, which is refused.
+    stage.configure(configured(web, app='secrets = ["ssm:/web/DATABASE_URL"]', two='secrets = ["ssm:/web/NONE"]'))
+    ran = agent("reconfigure")
+    assert ran.code == 3 and "there is no parameter /web/NONE" in ran.stderr, ran.stderr
+    assert web.pid("one") == pid
+
+    # At a reboot the directories are gone: nothing starts until the agent has fetched them.
+    stage.configure(configured(web, app='secrets = ["ssm:/web/DATABASE_URL"]'))
+    assert agent("reconfigure").code == 0
+    runsvdir.stop()
+    for left in ("secrets", "env"):
+        (stage.root / "run/bootagent" / left).rename(stage.root / f"gone-{left}")
+    runsvdir.start()
+    assert agent("run", "--once").code == 0
+    assert environ(web, "one")["DATABASE_URL"] == VALUE
+
+    # And when nobody wants them any more, they go.
+    stage.configure(configured(web))
+    assert agent("reconfigure").code == 0
+    assert "DATABASE_URL" in FILES["common/DATABASE_URL"] or environ(web, "one")["DATABASE_URL"] == "not this one"
+    assert list((stage.root / "run/bootagent/secrets").iterdir()) == []
+
+
+def test_an_environment_from_git(stage: Stage, web: App, agent: Agent, tmp_path: Path) -> None:
+    repository = Repository(stage.root / "srv/git/env.git", tmp_path / "work", None)
+    sha = repository.commit(dict(FILES))
+    stage.configure(configured(web, where='url = "file:///srv/git/env.git"\nref = "main"'))
+    web.publish("one")
+    ran = agent("reconfigure")
+    assert ran.code == 0, ran.stderr
+    seen = environ(web, "one")
+    assert (seen["B"], seen["C"], seen["ONE"]) == ("staging", "web", "1")
+    place = stage.root / "var/lib/bootagent/environment/web"
+    assert stat.S_IMODE(place.stat().st_mode) == 0o700 and (place / "current").readlink().name == sha
+
+    # One service's directory changes, and that service alone is restarted.
+    pids = web.pid("one"), web.pid("two")
+    repository.commit({"web/two/TWO": "changed"})
+    assert agent("reconfigure").code == 0
+    assert environ(web, "two")["TWO"] == "changed"
+    assert web.pid("one") == pids[0] and web.pid("two") != pids[1]
+    assert len([entry for entry in place.iterdir() if len(entry.name) == 40]) == 1
+
+    # What can be no variable is not switched to.
+    repository.commit({"web/A=B": "x"})
+    ran = agent("reconfigure")
+    assert ran.code == 3 and "A=B" in ran.stderr, ran.stderr
+    repository.commit({"web/A=B": None})
+
+    # A repository that does not answer leaves what is there.
+    repository.origin.rename(stage.root / "srv/git/away.git")
+    ran = agent("reconfigure")
+    assert ran.code == 3 and "the environment stays that of" in ran.stderr, ran.stderr
+    assert environ(web, "two")["TWO"] == "changed"
+
+
+def test_a_tree_that_is_not_there(stage: Stage, web: App, agent: Agent) -> None:
+    stage.configure(configured(web, where='path = "/etc/environments"'))
+    web.publish("one")
+    ran = agent("reconfigure")
+    assert ran.code == 1 and "/etc/environments" in ran.stderr and "does not exist" in ran.stderr, ran.stderr
+    (stage.root / "etc/environments").mkdir(parents=True)
+    assert agent("reconfigure").code == 0
+    assert "A" not in environ(web, "one")
+
+
+@pytest.mark.parametrize("bad", ["config/env/common/A=B", "config/env/web"])
+def test_a_release_whose_tree_is_no_tree_is_bad(stage: Stage, web: App, agent: Agent, bad: str) -> None:
+    stage.configure(configured(web))
+    web.publish("one", {**web.tree("one"), "config/env/common/A": "1"})
+    assert agent("reconfigure").code == 0
+    pid = web.pid("one")
+    web.publish("two", {**web.tree("two"), "config/env/common/B": "2", bad: "x"})
+    ran = agent("reconfigure")
+    assert ran.code == 3 and bad.rpartition("/")[2] in ran.stderr, ran.stderr
+    assert web.pid("one") and pid
