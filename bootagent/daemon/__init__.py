@@ -4,6 +4,7 @@
 - ``resident.py``: the loop: one child at a time, what is due when, signals
 - ``notices.py``: what instance metadata announces: told to die, or to expect it
 - ``child.py``: the processes it starts, and what they tell it
+- ``escorts.py``: the process beside a run or a stop that answers the autoscaling group
 - ``bare.py``: sockets and signals at their smallest
 - ``manager.py``: what the service manager is told (sd_notify)
 

@@ -14,6 +14,7 @@ import time
 from bootagent.daemon import notices
 from bootagent.daemon.bare import signal
 from bootagent.daemon.child import Child
+from bootagent.daemon.escorts import Escorts
 from bootagent.daemon.manager import ServiceManager
 
 TYPE_CHECKING = False  # as typing has it, which is not small
@@ -35,8 +36,6 @@ LOCK = "/run/bootagent/daemon.lock"
 #: As errors.py has them; that module is not small.
 EXIT_FAILED, EXIT_USAGE, EXIT_TRY_LATER = 1, 2, 75
 SUMMARY = "/run/bootagent/summary"
-#: There while an escort may wait for what the runs find, who look: as readiness.py has it.
-LAUNCHING = "/run/bootagent/launching"
 #: What the runs are called in the status line.
 SAID = {"run": "boot", "watch": "looking for a new release", "retry": "another try"}
 
@@ -75,10 +74,8 @@ class Resident:
         self._killed = False
         self._abandoned: list[Child] = []
         self._pooled: bool | None = None  # whether the warm pool has the instance; None: nobody has looked yet
-        self._escort: Child | None = None  # answers the hooks of the group, beside the run or the stop
-        self._escort_done = False  # the launch is over, or there was none
-        self._escort_said = ""
-        self._farewell_for = ""  # the reason that the group was told of the stop for
+        escort = [*launcher, "run", *place, *words, "--escort"]
+        self._escorts = Escorts(escort, self._root, self._listen_to, self._forget_pipe, self._log)
 
     def run(self) -> int:
         """Stay until told to leave; returns the exit code."""
@@ -128,7 +125,7 @@ class Resident:
         if signal.SIGHUP in self._signals:
             self._signals.discard(signal.SIGHUP)
             self._retry_seconds = RETRY_SECONDS
-            self._escort_done = False  # the configuration may name other hooks by now
+            self._escorts.look_again()
             if dying := told_to_die(self._notices):
                 self._log("hangup ignored", reason=dying)
             else:
@@ -137,7 +134,7 @@ class Resident:
     def _leave(self) -> int:
         self._manager.stopping()
         self._log("leaving")
-        self._dismiss_escort()
+        self._escorts.dismiss()
         if self._child:
             self._end_child()
             deadline = time.monotonic() + END_SECONDS
@@ -150,7 +147,8 @@ class Resident:
     # --- children ----------------------------------------------------------------------------------------------
 
     def _begin(self, why: str) -> None:
-        self._have_escorted(why)
+        if why == "stop" or (why != "watch" and self._endpoint is not None):
+            self._escorts.begin(told_to_die(self._notices) if why == "stop" else "")
         if why == "stop":
             argv = [*self._launcher, "stop", "--force", "--lock-wait", str(PATIENCE_SECONDS), *self._place]
             argv += ["--shutdown", "--reason", told_to_die(self._notices), *self._log_words]
@@ -163,12 +161,12 @@ class Resident:
             self._log("cannot start", level="error", command=argv[0], error=str(error))
             self._try_again(why)
         else:
-            self._poll.register(self._child.pipe, select.POLLIN)
+            self._listen_to(self._child)
             self._log("begun", why=why, child=self._child.pid)
 
     def _reap(self) -> None:
         self._abandoned = [old for old in self._abandoned if old.ended() is None]
-        self._reap_escort()
+        self._escorts.reap()
         child = self._child
         if child is None:
             return
@@ -193,9 +191,7 @@ class Resident:
     def _after(self, child: Child, code: int) -> None:
         """Decide what a child's end leads to."""
         if child.why == "stop":
-            if self._farewell_for != told_to_die(self._notices):
-                self._farewell_for = told_to_die(self._notices)
-                self._send_escort("stopped")
+            self._escorts.stopped(told_to_die(self._notices))
             self._due, self._due_why = None, ""
             if code == 0:
                 self._stopped_for = told_to_die(self._notices)
@@ -249,67 +245,13 @@ class Resident:
             self._child.signal(signal.SIGTERM)
             self._kill_due = time.monotonic() + END_SECONDS
 
+    def _listen_to(self, child: Child) -> None:
+        self._poll.register(child.pipe, select.POLLIN)
+
     def _forget_pipe(self, child: Child) -> None:
         if child.heard:
             child.heard = False
             self._poll.unregister(child.pipe)
-
-    # --- escorts -----------------------------------------------------------------------------------------------
-
-    def _have_escorted(self, why: str) -> None:
-        """Have the group's hooks answered beside what begins. Whether there are any, the escort finds out."""
-        self._escort_said = ""
-        if why == "stop":
-            if self._farewell_for != told_to_die(self._notices):
-                self._send_escort("terminating")
-        elif why != "watch" and self._escort is None and not self._escort_done and self._endpoint is not None:
-            self._send_escort("launching")
-
-    def _send_escort(self, purpose: str) -> None:
-        self._dismiss_escort()
-        argv = [*self._launcher, "run", "--escort", purpose, *self._place, *self._words]
-        try:
-            self._escort = Child(purpose, argv)
-        except OSError as error:
-            self._log("cannot start", level="error", command=argv[0], error=str(error))
-            return
-        self._poll.register(self._escort.pipe, select.POLLIN)
-        if purpose == "launching":
-            try:
-                os.close(os.open(self._root + LAUNCHING, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            except OSError as error:
-                self._log("cannot write", level="error", path=LAUNCHING, error=str(error))
-
-    def _reap_escort(self) -> None:
-        escort = self._escort
-        if escort is None:
-            return
-        if not escort.read():
-            self._forget_pipe(escort)
-        code = escort.ended()
-        if code is None:
-            return
-        self._forget_pipe(escort)
-        self._escort, self._escort_said = None, escort.status
-        self._escort_done = escort.why == "launching" and code == 0
-        self._forget_launch()
-        if escort.status or code not in (0, EXIT_USAGE):  # what is wrong with a configuration, the run has said
-            self._log("escort ended", level="error" if code else "info", why=escort.why, exit_code=code)
-
-    def _dismiss_escort(self) -> None:
-        """What it was at is over, or the next one's."""
-        if self._escort:
-            self._forget_pipe(self._escort)
-            self._escort.signal(signal.SIGTERM)
-            self._abandoned.append(self._escort)
-        self._escort, self._escort_said = None, ""
-        self._forget_launch()
-
-    def _forget_launch(self) -> None:
-        try:
-            os.unlink(self._root + LAUNCHING)  # noqa: PTH108
-        except OSError:
-            pass
 
     # --- notices -----------------------------------------------------------------------------------------------
 
@@ -339,21 +281,19 @@ class Resident:
         was_told = told_to_die(self._notices)
         self._notices = found
         if was_told and found.get("lifecycle", "InService") == "InService" and "spot" not in found:  # called off
-            self._stopped_for = self._farewell_for = ""
-            self._dismiss_escort()
+            self._stopped_for = ""
+            self._escorts.begin_anew()
             self._wanted = "reconfigure"
         pooled = found.get("lifecycle", "").startswith("Warmed:")
         if self._pooled not in (None, pooled) and not told_to_die(found):  # in it nothing serves, out of it all does
-            self._dismiss_escort()
-            self._escort_done = False
+            self._escorts.begin_anew()
             self._wanted = "reconfigure"
         self._pooled = pooled
 
     # --- telling -----------------------------------------------------------------------------------------------
 
     def _status(self) -> str:
-        escort = self._escort.status if self._escort else self._escort_said
-        return "; ".join([self._work_status(), escort] if escort else [self._work_status()])
+        return "; ".join(filter(None, (self._work_status(), self._escorts.status())))
 
     def _work_status(self) -> str:
         if self._child:

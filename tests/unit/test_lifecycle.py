@@ -1,0 +1,329 @@
+"""What is judged of a launch, what is watched meanwhile, and the rules of the simulated group."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bootagent import aws, readiness
+from bootagent.errors import AwsError, UsageError
+from bootagent.instance import Instance
+from bootagent.journal import Journal
+from bootagent.lifecycle import diagnosis, group, place
+from bootagent.lifecycle.place import Place
+from bootagent.lifecycle.verdict import RunEnd, Runs, Verdict, failure, judge
+from bootagent.machine import Machine
+from bootagent.sandbox.autoscaling import AutoScaling, Hook
+from bootagent.sandbox.cloud import Cloud
+from bootagent.sandbox.metadata import LIFECYCLE, SPOT
+
+CONFIGURATION = """
+[apps.web]
+deploy_to = "/srv/web"
+source = { type = "image" }
+[roles.web]
+apps = ["web"]
+"""
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true"
+        time.sleep(0.02)
+
+
+# --- the verdict -------------------------------------------------------------------------------------------------
+
+
+def ended(exit_code: int, *, transient: bool = False, readiness: str | None = None) -> RunEnd:
+    return RunEnd(exit_code, transient, readiness)
+
+
+@pytest.mark.parametrize(
+    ("end", "late", "verdict"),
+    [
+        (None, False, "wait"),
+        (None, True, "give up"),
+        (ended(0, readiness="sustained"), False, "continue"),
+        (ended(0, readiness="sustained"), True, "continue"),
+        (ended(0), False, "wait"),  # such as what somebody has stopped
+        (ended(0), True, "give up"),
+        (ended(0, readiness="prepared"), False, "wait"),
+        (ended(1, transient=True), False, "wait"),
+        (ended(1, transient=True), True, "give up"),
+        (ended(1), False, "give up"),
+        (ended(2), False, "give up"),
+        (ended(3, transient=True, readiness="sustained"), False, "wait"),
+        (ended(3, transient=True, readiness="sustained"), True, "continue"),
+        (ended(3, readiness="sustained"), False, "continue"),
+        (ended(3), True, "give up"),
+    ],
+)
+def test_a_launch_is_judged_by_the_last_run(end: RunEnd | None, late: bool, verdict: Verdict) -> None:
+    assert judge(end, pooled=False, late=late) == verdict
+
+
+def test_for_the_pool_it_is_enough_to_be_prepared() -> None:
+    assert judge(ended(0, readiness="prepared"), pooled=True, late=False) == "continue"
+    assert judge(ended(0, readiness="sustained"), pooled=True, late=False) == "wait"
+
+
+def test_only_runs_that_end_from_now_on_count(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+
+    def run(command: str, code: int) -> None:
+        journal = Journal(machine)
+        journal.run = f"{command}-{code}-{time.monotonic_ns()}"
+        journal.record("run-begin", command=command)
+        if code:
+            journal.record("failed", phase="stage", step="pull", error="it broke")
+        journal.record("run-end", exit_code=code, transient=bool(code), readiness=None, problems=["no luck"])
+        journal.close()
+
+    assert Runs(machine).last() is None, "there is no journal yet"
+    run("run", 1)
+    runs = Runs(machine)
+    assert runs.last() is None
+    run("retry", 1)
+    found = runs.last()
+    assert found is not None
+    assert (found.exit_code, found.transient, found.problems) == (1, True, ("no luck",))
+    assert failure(found) == {"phase": "stage", "step": "pull", "sentence": "it broke"}
+    run("rollback", 0)
+    assert runs.last() == found, "it was not to configure the instance"
+    run("reconfigure", 0)
+    last = runs.last()
+    assert last is not None
+    assert (last.exit_code, failure(last)) == (0, {})
+
+
+# --- health that lasts -------------------------------------------------------------------------------------------
+
+
+class Flag:
+    """A step that is satisfied for as long as it is told to be."""
+
+    def __init__(self, times: int) -> None:
+        self.times = times
+
+    def __str__(self) -> str:
+        return "be so"
+
+    def is_satisfied(self, machine: Machine) -> bool:
+        self.times -= 1
+        return self.times >= 0
+
+    def apply(self, machine: Machine) -> None:
+        raise AssertionError("it is only to be looked at")
+
+
+@pytest.fixture
+def launching(tmp_path: Path) -> Machine:
+    machine = Machine(tmp_path)
+    path = machine.real(readiness.LAUNCHING)
+    path.parent.mkdir(parents=True)
+    path.touch()
+    return machine
+
+
+def test_services_are_looked_at_until_the_time_is_over(launching: Machine) -> None:
+    begun = time.monotonic()
+    assert readiness.lasting_problem(launching, {"web": (Flag(1000),)}, "/etc/sv", 1.2) is None
+    assert time.monotonic() - begun >= 1.2
+    assert readiness.lasting_problem(launching, {"web": (Flag(1000),), "api": (Flag(1),)}, "/etc/sv", 5) == (
+        "api: its services did not stay healthy for 5 s"
+    )
+
+
+def test_nobody_waits_longer_than_the_launch_does(launching: Machine) -> None:
+    launching.real(readiness.LAUNCHING).unlink()
+    begun = time.monotonic()
+    assert readiness.lasting_problem(launching, {"web": (Flag(0),)}, "/etc/sv", 60) is None
+    assert time.monotonic() - begun < 5
+
+
+# --- the diagnosis -----------------------------------------------------------------------------------------------
+
+
+def place_with(tmp_path: Path, settings: str) -> Place | None:
+    config = tmp_path / "config.toml"
+    config.write_text(CONFIGURATION + settings)
+    config.chmod(0o600)
+    return place.read(Machine(tmp_path), config, {})
+
+
+@pytest.mark.parametrize(
+    ("wanted", "prefix"),
+    [
+        ("s3://logs/{environment}/{tag:Team}/", "s3://logs/staging/blue"),
+        ("s3://logs/{region}/{tag:Missing}/x", "s3://logs"),
+        ("s3://logs", "s3://logs"),
+    ],
+)
+def test_where_the_diagnosis_goes_is_filled_in_as_far_as_it_can_be(tmp_path: Path, wanted: str, prefix: str) -> None:
+    found = place_with(tmp_path, f'[lifecycle]\nlaunching = "ready"\ndiagnosis = "{wanted}"\n')
+    assert found is not None
+    assert found.diagnosis(Instance("i-1", "eu-west-1", tags={"Environment": "staging", "Team": "blue"})) == prefix
+
+
+def test_a_configuration_without_hooks_has_no_place(tmp_path: Path) -> None:
+    assert place_with(tmp_path, "") is None
+
+
+def test_the_console_gets_one_line(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    diagnosis.announce(machine, "nobody hears it")
+    path = machine.real("/dev/console")
+    path.parent.mkdir()
+    path.touch()
+    diagnosis.announce(machine, "it\nbroke\x1b[2J")
+    assert path.read_text() == "bootagent: it broke\\x1b[2J\n"
+
+
+# --- the group ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def inside(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This process calls AWS as a program on the cloud's instance does."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in cloud.environment().items():
+        monkeypatch.setenv(name, value)
+    aws.forget_clients()
+    yield
+    aws.forget_clients()
+
+
+def member(cloud: Cloud) -> group.Member:
+    found = group.member(cloud.region, cloud.instance.instance_id)
+    assert found is not None
+    return found
+
+
+def target(cloud: Cloud) -> Any:
+    return cloud.metadata._entries[LIFECYCLE].decode()
+
+
+def test_a_launch_waits_for_every_hook_and_an_answer_counts_once(cloud: Cloud, inside: None) -> None:
+    hooks = [Hook("a", "launching", 60), Hook("b", "launching", 7200), Hook("c", "terminating", 60)]
+    with AutoScaling(cloud, hooks=hooks) as fleet:
+        assert group.member(cloud.region, cloud.instance.instance_id) is None
+        fleet.launch()
+        until(lambda: fleet.state == "Pending:Wait")
+        one = member(cloud)
+        assert (one.group, one.launch_waits, one.end_waits, target(cloud)) == ("fleet", True, False, "InService")
+        assert group.hook(one, "a") == group.Hook("a", 60.0)
+        assert group.hook(one, "d") is None
+        assert group.beat(one, "a")
+        assert not group.beat(one, "c"), "it is for the other end"
+        assert group.complete(one, "a", "CONTINUE")
+        assert not group.complete(one, "a", "CONTINUE")
+        assert not group.beat(one, "a")
+        assert member(cloud).state == "Pending:Wait"
+        assert group.complete(one, "b", "CONTINUE")
+        assert fleet.states == ["Pending", "Pending:Wait", "Pending:Proceed", "InService"]
+        with pytest.raises(AwsError, match="not found") as raised:
+            group.complete(one, "d", "CONTINUE")
+        assert raised.value.iam_action == "autoscaling:CompleteLifecycleAction"
+
+
+def test_abandoned_it_goes_by_way_of_the_other_hooks(cloud: Cloud, inside: None) -> None:
+    hooks = [Hook("a", "launching", 60), Hook("b", "launching", 60), Hook("c", "terminating", 60)]
+    with AutoScaling(cloud, hooks=hooks) as fleet:
+        fleet.launch()
+        until(lambda: fleet.state == "Pending:Wait")
+        assert group.complete(member(cloud), "a", "ABANDON")
+        assert target(cloud) == "Terminated"
+        until(lambda: fleet.state == "Terminating:Wait")
+        assert not group.complete(member(cloud), "b", "CONTINUE"), "it waits no longer"
+        assert group.complete(member(cloud), "c", "CONTINUE")
+        assert fleet.states[-2:] == ["Terminating:Proceed", "Terminated"]
+        assert group.member(cloud.region, cloud.instance.instance_id) is None
+
+
+@pytest.mark.parametrize(("default", "state"), [("ABANDON", "Terminated"), ("CONTINUE", "InService")])
+def test_without_an_answer_the_default_result_counts(cloud: Cloud, default: Any, state: str) -> None:
+    with AutoScaling(cloud, hooks=[Hook("a", "launching", 1, default)], compressed=True) as fleet:
+        fleet.launch()
+        until(lambda: fleet.state == state)
+        assert fleet.answers == [("a", default, "timeout")]
+
+
+def test_heartbeats_give_time_but_not_for_ever(cloud: Cloud) -> None:
+    hook = Hook("a", "launching", 1)
+    assert (hook.limit, Hook("b", "launching", 7200).limit) == (100, 48 * 3600)
+    with AutoScaling(cloud, hooks=[hook], compressed=True) as fleet:
+        fleet.launch()
+        until(lambda: fleet.state == "Pending:Wait")
+        fleet._actions[0].limit = time.monotonic() + 2
+        begun = time.monotonic()
+        while not fleet.answers:
+            assert time.monotonic() - begun < 10
+            if fleet.state == "Pending:Wait" and not fleet.answers:
+                fleet.beat("a", fleet.instance_id)
+            time.sleep(0.3)
+        assert 1.5 < time.monotonic() - begun < 5
+
+
+def test_the_target_is_told_before_the_state_is_reached(cloud: Cloud, inside: None) -> None:
+    with AutoScaling(cloud, hooks=[Hook("c", "terminating", 60)], lag=2) as fleet:
+        fleet.launch()
+        until(lambda: fleet.state == "InService" and member(cloud))
+        fleet.terminate()
+        assert (target(cloud), member(cloud).state) == ("Terminated", "InService")
+        assert not group.complete(member(cloud), "c", "CONTINUE")
+        until(lambda: fleet.state == "Terminating:Wait")
+
+
+def test_the_pool_has_launches_of_its_own(cloud: Cloud, inside: None) -> None:
+    with AutoScaling(cloud, hooks=[Hook("a", "launching", 60)], pool="Hibernated") as fleet:
+        fleet.launch()
+        until(lambda: fleet.state == "Warmed:Pending:Wait")
+        assert (target(cloud), member(cloud).launch_waits, member(cloud).is_pooled) == ("Warmed:Hibernated", True, True)
+        assert group.complete(member(cloud), "a", "CONTINUE")
+        assert fleet.state == "Warmed:Hibernated"
+        fleet.take_from_pool()
+        until(lambda: fleet.state == "Pending:Wait")
+        assert target(cloud) == "InService"
+        assert group.complete(member(cloud), "a", "CONTINUE")
+        assert fleet.state == "InService"
+
+
+def test_spot_gives_two_minutes(cloud: Cloud) -> None:
+    with AutoScaling(cloud) as fleet:
+        fleet.launch()
+        until(lambda: fleet.state == "InService")
+        fleet.interrupt()
+        assert json.loads(cloud.metadata._entries[SPOT])["action"] == "terminate"
+
+
+def test_timeouts_are_those_aws_takes(cloud: Cloud) -> None:
+    with pytest.raises(UsageError, match="30 to 7200"):
+        AutoScaling(cloud, hooks=[Hook("a", "launching", 5)])
+
+
+def test_a_denial_names_the_action(cloud: Cloud, inside: None) -> None:
+    with AutoScaling(cloud, hooks=[Hook("a", "launching", 60)]):
+        cloud.api.fail("autoscaling", "DescribeAutoScalingInstances", code="AccessDenied", status=403)
+        with pytest.raises(AwsError, match="allow autoscaling:DescribeAutoScalingInstances to the instance's role"):
+            group.member(cloud.region, cloud.instance.instance_id)
+        cloud.api.fail("autoscaling", "DescribeAutoScalingInstances", code="Throttling", status=400, times=2)
+        assert group.member(cloud.region, cloud.instance.instance_id) is None
+
+
+# --- the pool, as metadata tells of it -----------------------------------------------------------------------------
+
+
+def test_a_target_in_the_pool_is_not_to_serve(cloud: Cloud, inside: None) -> None:
+    assert not readiness.is_pooled()
+    for says, pooled in (("Warmed:Stopped", True), ("Warmed:Running\n", True), ("InService", False)):
+        cloud.metadata.put(LIFECYCLE, says)
+        assert readiness.is_pooled() == pooled
