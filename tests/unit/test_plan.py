@@ -227,7 +227,7 @@ def test_a_new_revision_is_deployed_and_could_fall_back_to_what_stands() -> None
 
 
 def test_the_phases_are_in_the_order_of_things() -> None:
-    assert plan.PHASES == ("attach", "stage", "activate", "serve", "retire")
+    assert plan.PHASES == ("attach", "stage", "activate", "serve", "announce", "retire")
 
 
 def test_the_switch_is_the_only_step_of_its_phase_and_after_all_staging() -> None:
