@@ -50,7 +50,7 @@ def parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> argpa
                 "--because", choices=("run", "reconfigure", "watch", "retry"), default="run", help=argparse.SUPPRESS
             )
             # Beside the daemon's runs: answer the lifecycle hooks of the autoscaling group.
-            added.add_argument("--escort", choices=("launching", "terminating", "stopped"), help=argparse.SUPPRESS)
+            added.add_argument("--escort", choices=("launching", "terminating"), help=argparse.SUPPRESS)
             _add_report_to(added)
     added = command("stop", "take all services down gracefully, and this agent's mounts; reconfigure brings them back")
     _add_place(added)

@@ -126,10 +126,7 @@ def _escort(options: argparse.Namespace) -> int:
             relay.say(sentence)
 
     escort = Escort(found, tell)
-    if options.escort == "launching":
-        done = escort.launching()
-    else:
-        done = escort.terminating(stopped=options.escort == "stopped")
+    done = escort.launching() if options.escort == "launching" else escort.terminating()
     return EXIT_DONE if done else EXIT_FAILED
 
 

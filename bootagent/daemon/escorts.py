@@ -14,8 +14,9 @@ TYPE_CHECKING = False  # as typing has it, which is not small
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-#: There while an escort may wait for what the runs find, who look: as readiness.py has it.
-LAUNCHING = "/run/bootagent/launching"
+#: There while an escort may wait for what the runs find, who look: as readiness.py has it. And until the services are
+#: down, for which the escort waits: as lifecycle/escort.py has it.
+MARKS = {"launching": "/run/bootagent/launching", "terminating": "/run/bootagent/stopping"}
 #: A configuration that is refused: the run has said it. As errors.py has it; that module is not small.
 EXIT_USAGE = 2
 
@@ -34,7 +35,7 @@ class Escorts:
         forget: Callable[[Child], None],
         log: Callable[..., None],
     ) -> None:
-        self._argv, self._path = argv, root + LAUNCHING
+        self._argv, self._marks = argv, {purpose: root + path for purpose, path in MARKS.items()}
         self._listen, self._forget, self._log = listen, forget, log
         self._child: Child | None = None
         self._dismissed: list[Child] = []
@@ -59,7 +60,9 @@ class Escorts:
         """The services are down, or as far down as they go: the group is told, once for each reason."""
         if self._farewell_for != dying:
             self._farewell_for = dying
-            self._send("stopped")
+            self._unmark()
+            if self._child is None:
+                self._send("terminating", marked=False)
 
     def begin_anew(self) -> None:
         """There may be another launch to wait for: the instance has left the warm pool, or is to live after all."""
@@ -97,11 +100,11 @@ class Escorts:
         self._child, self._said = None, ""
         self._unmark()
 
-    def _send(self, purpose: str) -> None:
+    def _send(self, purpose: str, *, marked: bool = True) -> None:
         self.dismiss()
         try:
-            if purpose == "launching":  # before anything else: the run that is to see it may be quick
-                os.close(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            if marked:  # before anything else: whoever is to see it may be quick
+                os.close(os.open(self._marks[purpose], os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
             self._child = Child(purpose, [*self._argv, purpose])
         except OSError as error:
             self._log("cannot start", level="error", command=self._argv[0], error=str(error))
@@ -109,7 +112,8 @@ class Escorts:
             self._listen(self._child)
 
     def _unmark(self) -> None:
-        try:
-            os.unlink(self._path)  # noqa: PTH108
-        except OSError:
-            pass
+        for path in self._marks.values():
+            try:
+                os.unlink(path)  # noqa: PTH108
+            except OSError:
+                pass

@@ -25,6 +25,8 @@ from bootagent.survey import DEFINITIONS
 
 #: Since when a launch has waited, for that must outlive this process.
 SINCE = "/var/lib/bootagent/launch.json"
+#: The daemon keeps this file until the services are down, or as far down as they go.
+STOPPING = "/run/bootagent/stopping"
 #: Between two looks at the runs, and between two questions to AWS, in seconds.
 LOOK_SECONDS = 0.5
 ASK_SECONDS = 3.0
@@ -161,27 +163,29 @@ class Escort:
 
     # --- at the end ------------------------------------------------------------------------------------------
 
-    def terminating(self, *, stopped: bool) -> bool:
-        """Send heartbeats while the services are stopped; once they are ``stopped``, answer. As :meth:`launching`."""
+    def terminating(self) -> bool:
+        """Send heartbeats while the services are stopped, and then answer. As :meth:`launching`."""
         name = self._lifecycle.terminating
         if name is None:
             return True
         try:
-            return self._terminate(name, stopped=stopped)
+            return self._terminate(name)
         except _LeftError:
             return True
         except BootagentError as error:
             self._tell(f"termination: {error}", True)
             return False
 
-    def _terminate(self, name: str, *, stopped: bool) -> bool:
-        here = self._place.instance()
+    def _terminate(self, name: str) -> bool:
+        here, stopping = self._place.instance(), self._machine.real(STOPPING)
         until = time.monotonic() + CONFIRM_SECONDS
         member = self._member(here, until)
         while member and not member.end_waits:
             if member.is_ending:
                 return True
-            if stopped and time.monotonic() > until:
+            if stopping.exists():
+                until = time.monotonic() + CONFIRM_SECONDS
+            elif time.monotonic() > until:
                 self._say(f"termination: the state is {member.state}, not Terminating:Wait; nothing is answered")
                 return True
             self._say("termination: waiting for Terminating:Wait")
@@ -193,12 +197,15 @@ class Escort:
         if found is None:
             self._say(f"termination: group {member.group} has no hook {name}", wrong=True)
             return True
-        if stopped:
-            return self._answer(here, found, "CONTINUE", "termination: continued")
         self._say("termination: the group waits for the stop")
-        while (pause := self._beat(member, found)) != float("inf"):
-            self._pause(pause)
-        return True
+        beat_due = 0.0
+        while stopping.exists():
+            if time.monotonic() >= beat_due:
+                beat_due = time.monotonic() + self._beat(member, found)
+                if beat_due == float("inf"):
+                    return True
+            self._pause(LOOK_SECONDS)
+        return self._answer(here, found, "CONTINUE", "termination: continued")
 
     # --- AWS -------------------------------------------------------------------------------------------------
 
