@@ -134,7 +134,7 @@ def test_a_release_of_its_own_on_each_volume(
 ) -> None:
     source = '{ type = "ebs", snapshot = { Name = "web" }, holds = "release" }\nlinked_dirs = ["log"]'
     stage.configure(web.config(source=source))
-    disks.snapshot_of(tree(tmp_path / "one", web.tree("one")), tags={"Name": "web"}, filesystem="ext4")
+    first = disks.snapshot_of(tree(tmp_path / "one", web.tree("one")), tags={"Name": "web"}, filesystem="ext4")
     ran = agent("reconfigure")
     assert ran.code == 0, ran.stderr
     assert web.answer() == "one"
@@ -153,6 +153,100 @@ def test_a_release_of_its_own_on_each_volume(
     ran = agent("reconfigure")
     assert (ran.code, web.pid()) == (0, pid)
 
+    two = web.current
+    ran = agent("rollback")
+    assert ran.code == 0, ran.stderr
+    assert (web.answer(), web.releases) == ("one", [one])
+    assert (web.deploy_to / "current/log").resolve() == web.deploy_to / "shared/log"
+    assert set(mounted(machine_root)) == {f"/srv/web/releases/{one}"}
+    assert [volume.snapshot_id for volume in disks.volumes.values()] == [first]
+    assert f"rolled back to release {one}" in (web.deploy_to / "revisions.log").read_text()
+    pid = web.pid()
+    ran = agent("reconfigure")
+    assert (ran.code, web.pid()) == (0, pid)
+    assert f"{second} was rolled back; --retry deploys it again" in ran.stdout
+    ran = agent("reconfigure", "--retry")
+    assert ran.code == 0, ran.stderr
+    assert (web.answer(), web.releases) == ("two", [web.current])
+    assert web.current > two
+    assert [volume.snapshot_id for volume in disks.volumes.values()] == [second]
+
+
+def test_rollback_brings_back_the_snapshot_before(
+    disks: Disks, stage: Stage, web: App, agent: Agent, tmp_path: Path, machine_root: Path
+) -> None:
+    def snapshots() -> list[str]:
+        return [volume.snapshot_id for volume in disks.volumes.values()]
+
+    stage.configure(web.config(source=SOURCE))
+    ran = agent("rollback")
+    assert ran.code == 2 and "web has no earlier release to roll back to" in ran.stderr
+    first = snapshot(disks, tmp_path, "one")
+    assert agent("reconfigure").code == 0
+    second = snapshot(disks, tmp_path, "two")
+    assert agent("reconfigure").code == 0
+    (machine_root / "cp/shared/upload").write_text("on the volume of the second")
+
+    ran = agent("rollback")
+    assert ran.code == 0, ran.stderr
+    assert f"is back on release {first}" in ran.stdout
+    assert web.answer() == "one"
+    assert snapshots() == [first]
+    points = mounted(machine_root)
+    assert set(points) == {"/cp", "/srv/web"} and len(set(points.values())) == 1
+    assert not (machine_root / "cp/shared/upload").exists()
+    assert (machine_root / "etc/fstab").read_text().count("bind") == 1
+
+    pid = web.pid()
+    ran = agent("reconfigure")
+    assert ran.code == 0, ran.stderr
+    assert f"{second} was rolled back; --retry deploys it again" in ran.stdout
+    assert (web.pid(), snapshots()) == (pid, [first])
+    assert agent("reconfigure", "--retry").code == 0
+    assert (web.answer(), snapshots()) == ("two", [second])
+
+    # Again, and EC2 is not asked for the volume that the first one made, which is no more.
+    stage.cloud.api.forget_calls()
+    assert agent("rollback", first).code == 0
+    assert stage.cloud.count("ec2", "CreateVolume") == 1
+    assert (web.answer(), snapshots()) == ("one", [first])
+    third = snapshot(disks, tmp_path, "three")
+    assert agent("reconfigure").code == 0
+    assert (web.answer(), snapshots()) == ("three", [third])
+
+    stage.cloud.api.ec2(stage.cloud.region).delete_snapshot(SnapshotId=first)
+    pid = web.pid()
+    ran = agent("rollback", first)
+    assert ran.code == 2, ran.stderr
+    assert f"release {first} of web cannot come back: its snapshot {first} is gone" in ran.stderr
+    ran = agent("rollback", "snap-0123456789abcdef0")
+    assert ran.code == 2 and f"it has {first}, {second}, {third}" in ran.stderr
+    assert (web.pid(), snapshots()) == (pid, [third])
+
+
+def test_a_rollback_that_fails_puts_back_what_served(
+    disks: Disks, stage: Stage, web: App, agent: Agent, tmp_path: Path, machine_root: Path
+) -> None:
+    stage.configure(web.config(source=SOURCE))
+    broken = machine_root / "broken"
+    code = f"import os\nassert not os.path.exists({str(broken)!r})\n{SERVER}"
+    old = tree(tmp_path / "old", {"releases/1/VERSION": "one", "releases/1/server.py": code})
+    (old / "current").symlink_to("releases/1")
+    first = disks.snapshot_of(old, tags={"Name": "web"})
+    assert agent("reconfigure").code == 0
+    second = snapshot(disks, tmp_path, "two")
+    assert agent("reconfigure").code == 0
+    (machine_root / "cp/shared/upload").write_text("kept")
+    broken.touch()  # what it needs is not as it was
+    ran = agent("rollback")
+    assert ran.code == 3, ran.stderr
+    assert f"release {second} was put back and serves" in ran.stderr
+    assert web.answer() == "two"
+    assert (machine_root / "srv/web/shared/upload").read_text() == "kept"
+    assert agent("reconfigure").code == 0
+    assert [volume.snapshot_id for volume in disks.volumes.values()] == [second]
+    assert stage.release_state("web", first) == "good"
+
 
 def test_what_is_lost_in_a_reboot_comes_again(
     disks: Disks, stage: Stage, web: App, agent: Agent, tmp_path: Path, machine_root: Path
@@ -161,8 +255,7 @@ def test_what_is_lost_in_a_reboot_comes_again(
     first = snapshot(disks, tmp_path, "one")
     assert agent("reconfigure").code == 0
     (machine_root / "cp/shared/upload").write_text("kept")
-    assert agent("stop").code == 0
-    subprocess.run(["umount", machine_root / "srv/web", machine_root / "cp"], check=True)
+    assert agent("stop", "--shutdown").code == 0
     stage.cloud.api.fail("ec2", "DescribeSnapshots", code="UnauthorizedOperation", status=403)
     ran = agent("reconfigure")
     assert ran.code == 3, ran.stderr
@@ -180,7 +273,6 @@ def test_an_image_of_the_instance_takes_none_of_its_volumes(
     assert agent("reconfigure").code == 0
     (old,) = disks.volumes
     assert agent("stop").code == 0
-    subprocess.run(["umount", machine_root / "srv/web", machine_root / "cp"], check=True)
     loops.unplug(old)  # the image is started elsewhere; the old instance keeps its volume
     with Cloud(tags=TAGS, beside=stage.cloud) as cloud:
         disks.add_machine(cloud, LoopHost(machine_root))
@@ -217,8 +309,8 @@ sys.exit(cli.main())
 """
 
 
-def killed_at(cloud: Cloud, root: Path, number: int) -> bool:
-    argv = [sys.executable, "-c", DRIVER, str(number), *agent_argv(root, "reconfigure")[3:]]
+def killed_at(cloud: Cloud, root: Path, number: int, command: str = "reconfigure") -> bool:
+    argv = [sys.executable, "-c", DRIVER, str(number), *agent_argv(root, command)[3:]]
     done = subprocess.run(argv, env=cloud.process_environment(), capture_output=True, check=False, timeout=120)
     return done.returncode == -signal.SIGKILL
 
@@ -244,6 +336,29 @@ def test_killed_anywhere_it_leaves_no_stray_volume(
         assert (machine_root / "etc/fstab").read_text().count("bind") == 1
 
 
+@pytest.mark.timeout(900)
+def test_a_rollback_killed_anywhere_ends_on_one_of_the_two(
+    disks: Disks, stage: Stage, web: App, agent: Agent, tmp_path: Path, machine_root: Path
+) -> None:
+    stage.configure(web.config(source=SOURCE))
+    made_of = {}
+    for version in ("one", "two"):
+        made_of[version] = snapshot(disks, tmp_path, version)
+        assert agent("reconfigure").code == 0
+    kills, ended = 8, []
+    while killed_at(stage.cloud, machine_root, kills, "rollback"):
+        assert agent("reconfigure").code == 0
+        ended.append(web.answer())
+        assert [volume.snapshot_id for volume in disks.volumes.values()] == [made_of[ended[-1]]]
+        assert set(mounted(machine_root)) == {"/cp", "/srv/web"}
+        if ended[-1] == "one":  # the next is killed later
+            assert agent("reconfigure", "--retry").code == 0
+        kills += 11
+        assert kills < 200
+    assert web.answer() == "one"
+    assert ended[0] == "two" and len(ended) > 2
+
+
 def test_snapshot_and_gc_on_the_command_line(
     disks: Disks, stage: Stage, web: App, agent: Agent, tmp_path: Path, machine_root: Path
 ) -> None:
@@ -262,7 +377,6 @@ def test_snapshot_and_gc_on_the_command_line(
 
     assert agent("gc").stdout == "nothing is left over\n"
     assert agent("stop").code == 0
-    subprocess.run(["umount", machine_root / "srv/web", machine_root / "cp"], check=True)
     ((volume_id, volume),) = disks.volumes.items()
     assert volume.attachment
     ec2 = stage.cloud.api.ec2(stage.cloud.region)

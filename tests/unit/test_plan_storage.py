@@ -15,7 +15,7 @@ from bootagent.ebs.snapshots import Snapshot
 from bootagent.ebs.volume import Wanted
 from bootagent.errors import AwsError, BootagentError, MachineError
 from bootagent.git_repository import Commit
-from bootagent.plan import Attachment, Known, Lane, Moment, Phase
+from bootagent.plan import Attachment, Known, Lane, Moment, Phase, going_back
 from bootagent.release import Layout
 from bootagent.sources import Baked, InPlace, Revision, Tree
 from bootagent.state import AppState, ReleaseRecord, ReleaseState
@@ -60,7 +60,7 @@ ROOTS = replace(DIRECTORIES, roots=True)
 ME, ZONE, REGION = "i-0123456789abcdef0", "eu-west-1b", "eu-west-1"
 MOMENT = Moment(NOW, BOOT, REGION, instance_id=ME, zone=ZONE)
 RETRY = replace(MOMENT, retry=True)
-S1, S2 = "snap-0000000000000001", "snap-0000000000000002"
+S1, S2, S3 = "snap-0000000000000001", "snap-0000000000000002", "snap-0000000000000003"
 GP3 = VolumeKind(size_gib=20)
 LOST = AwsError("cannot describe snapshots: RequestLimitExceeded", code="RequestLimitExceeded")
 SILENT = MachineError("the NFS server does not answer")
@@ -282,6 +282,63 @@ def test_going_back_shows_the_old_volume_again() -> None:
     )
 
 
+def in_turn(*names: str, proven: str, last: str) -> AppState:
+    """An app that has served one snapshot after the other, and dealt with ``last`` last."""
+    releases = {
+        name: ReleaseRecord("good", name, name, f"2026-11-1{day}T12:00:00Z") for day, name in enumerate(names, 1)
+    }
+    return AppState("/srv/web", last, None, releases, proven, in_place=True)
+
+
+def test_a_snapshot_that_was_rolled_back_is_deployed_again_only_when_asked() -> None:
+    state = in_turn(S1, S2, proven=S1, last=S2)
+    lane = made(ON_VOLUME, in_place(snapshot(S2), state))
+    assert (lane.intent, lane.release, lane.degraded) == ("keep", S1, False)
+    assert lane.reason == f"{S2} was rolled back; --retry deploys it again"
+    assert lane.steps == on_volume(S1)
+    lane = made(ON_VOLUME, in_place(snapshot(S2), state), RETRY)
+    assert (lane.intent, lane.release, lane.fallback) == ("deploy", S2, S1)
+    lane = made(ON_VOLUME, in_place(snapshot(S3), state))
+    assert (lane.intent, lane.release, lane.fallback) == ("deploy", S3, S1)
+
+
+def test_going_back_brings_a_snapshot_again_and_lets_the_other_volume_go_last() -> None:
+    known = in_place(LOST, in_turn(S1, S2, proven=S2, last=S2))
+    lane = going_back.lane(config(ON_VOLUME), ON_VOLUME, known, S1, MOMENT)
+    assert lane == Lane(
+        app="web",
+        intent="rollback",
+        steps=on_volume(S1),
+        release=S1,
+        label=S1,
+        fallback=S2,
+        reason="somebody asked",
+    )
+    assert going_back.lane(config(ON_VOLUME), ON_VOLUME, known, S2, MOMENT).fallback is None
+
+
+@pytest.mark.parametrize(
+    ("state", "back"),
+    [
+        (in_turn(S1, S2, S3, proven=S3, last=S3), S2),
+        (in_turn(S1, S2, S3, proven=S2, last=S3), S1),  # gone back before: never forward
+        (bad(in_turn(S1, S3, proven=S3, last=S3), S2), S1),
+        (in_turn(S1, proven=S1, last=S1), None),
+        (AppState("/srv/web"), None),
+        # From when deploy_to was made of releases, or stood in for by the image's tree.
+        (in_turn(S1, proven=S1, last=S1).with_release(R1, ReleaseRecord("good", S2, S2, "2026-11-10T12:00:00Z")), None),
+    ],
+)
+def test_the_snapshot_to_go_back_to_is_the_good_one_before(state: AppState, back: str | None) -> None:
+    assert going_back.previous(ON_VOLUME, Layout(), state) == back
+    assert R1 not in going_back.choices(ON_VOLUME, Layout(), state)
+
+
+def test_where_releases_are_somebody_elses_there_is_no_way_back() -> None:
+    apps = (ON_VOLUME, BY_RELEASE, WEB, ON_NFS, replace(ON_NFS, source=COPY))
+    assert [going_back.can_go_back(app) for app in apps] == [True, True, True, False, True]
+
+
 # --- a release on a volume ---------------------------------------------------------------------------------------
 
 
@@ -303,7 +360,7 @@ def by_release(name: str, made_of: str, *, keep: tuple[str, ...], doomed: tuple[
             pruned(),
             attached(name, made_of),
             mounted(name, place),
-            links(name),
+            links(name, fresh=True),
             RevisionFile("/srv/web", name, made_of, "deploy", "web"),
             Prepared(place, ("bin/prepare",), 60.0, environment, "deploy", "web", marker),
         ),
@@ -357,6 +414,30 @@ def test_a_release_that_failed_is_given_back_with_its_volume() -> None:
     lane = made(BY_RELEASE, Known(Layout(R1, None, (R1, R2)), snapshot(S2), state))
     assert (lane.intent, lane.release, lane.degraded) == ("keep", R1, True)
     assert lane.steps["stage"][2:4] == (retired(R1), pruned(R2))
+
+
+def test_going_back_makes_the_old_release_of_its_snapshot_again() -> None:
+    state = ONE.with_release(R2, restored(S2))
+    known = Known(Layout(R2, None, (R2,)), LOST, replace(state, proven=R2, revision=S2))
+    assert going_back.choices(BY_RELEASE, known.layout, known.state) == (R1, R2)
+    assert going_back.previous(BY_RELEASE, known.layout, known.state) == R1
+    lane = going_back.lane(config(BY_RELEASE), BY_RELEASE, known, R1, MOMENT)
+    steps = by_release(R1, S1, keep=(R1, R2), doomed=(R2,))
+    assert (lane.intent, lane.release, lane.fallback) == ("rollback", R1, R2)
+    assert lane.steps == {**steps, "activate": (switched(R1, f"bootagent rolled back to release {R1}"),)}
+    assert list(lane.steps) == ["stage", "activate", "serve", "retire"]
+
+
+def test_going_back_to_somebody_elses_release_restores_nothing() -> None:
+    known = Known(Layout(R2, None, (R1, R2)), LOST, AppState("/srv/web", S2, None, {R2: restored(S2)}, R2))
+    assert going_back.previous(BY_RELEASE, known.layout, known.state) == R1
+    lane = going_back.lane(config(BY_RELEASE), BY_RELEASE, known, R1, MOMENT)
+    assert (lane.intent, lane.release, lane.fallback) == ("rollback", R1, R2)
+    assert lane == replace(
+        plan.put_back(config(BY_RELEASE), BY_RELEASE, known.state, R1, left=R2, reason=""),
+        fallback=R2,
+        reason="somebody asked",
+    )
 
 
 def test_a_hotfix_beside_releases_on_volumes_has_none_and_keeps_theirs() -> None:
