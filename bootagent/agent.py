@@ -364,7 +364,7 @@ class _Run:
             return ()
         if not told.names:
             return ()
-        return (plan.off(told, self._request.extent, self._request.reason, doomed=self._request.force),)
+        return (plan.off(told, self._request.extent, self._request.reason, doomed=self._request.extent == "shutdown"),)
 
     def _rollback_plan(self, config: Config, instance: Instance, wanted: str) -> Plan:
         app = _chosen(config, self._request.app)

@@ -112,7 +112,7 @@ def undo(machine: Machine, until: Until, keep: Callable[[str], bool]) -> list[st
     with _LOCK:
         known = _load(machine)
         done = {path for path, one in known.items() if _is_due(one, until) and not keep(path)}
-        done = {path for path in done if _look(machine, path, known[path].until) in (None, _plain(known[path]))}
+        done = {path for path in done if _look(machine, path, known[path].until) == _plain(known[path])}
         if done:
             with contextlib.suppress(MachineError):  # on a disk that has gone read-only; to undo again does no harm
                 _save(machine, {path: one for path, one in known.items() if path not in done})

@@ -58,13 +58,15 @@ class Seen(NamedTuple):
 
     files: dict[str, tuple[object, ...]]
     mounts: list[str]
-    processes: list[int]
+    processes: list[str]
 
 
 def look(root: Path) -> Seen:
     """The machine as it is."""
     mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    return Seen(dict(_files(root)), [point for point in mounts if point.startswith(f"{root}/")], processes_of(root))
+    left = [f"{pid} {Path(f'/proc/{pid}/cmdline').read_bytes()!r}" for pid in processes_of(root)]
+    left = [one for one in left if "runsvdir" not in one and "bootagent.sandbox.init" not in one]
+    return Seen(dict(_files(root)), [point for point in mounts if point.startswith(f"{root}/")], left)
 
 
 def _files(root: Path) -> Iterator[tuple[str, tuple[object, ...]]]:
@@ -93,10 +95,6 @@ def bake(web: App, *, mountpoint: bool = True) -> None:
     (web.root / "etc/fstab").write_text("/dev/vda / ext4 defaults 0 1\n")
     if mountpoint:
         (web.root / "mnt/data").mkdir(parents=True, mode=0o750)
-
-
-def own_pids(name: str, web: App) -> int:
-    return web.pid(name)
 
 
 @root_only

@@ -380,13 +380,12 @@ def test_stop_takes_everything_down_and_a_rerun_brings_it_up(stage: Stage, web: 
     assert agent("reconfigure").code == 0
     release = web.current
     ran = agent("stop")
-    assert (ran.code, ran.stdout) == (0, "web: its services are down; somebody asked\n")
+    assert (ran.code, ran.stdout.splitlines()[0]) == (0, "web: its services are down; somebody asked")
     with pytest.raises(OSError):
         web.answer(within=0)
     assert agent("stop").code == 0, "again"
     shown = json.loads(agent("status", "--json").stdout)
-    assert shown["outcome"] == "stopped"
-    assert shown["apps"]["web"]["services"]["web.server"]["state"] == "down"
+    assert (shown["outcome"], shown["apps"]["web"]["services"]) == ("stopped", {})
     assert agent("reconfigure").code == 0
     assert web.answer() == "one"
     assert web.current == release
@@ -484,7 +483,7 @@ def test_a_service_that_runit_has_not_found_yet_is_stopped_too(
     assert agent("reconfigure").code == 0
     runsvdir.stop()  # and so are its services
     until(lambda: not runit.is_supervised(web.service()))
-    assert agent("stop").code == 0
+    assert agent("stop", "--shutdown").code == 0
     runsvdir.start()
     until(lambda: runit.is_supervised(web.service()))
     time.sleep(1)
@@ -537,7 +536,7 @@ def test_a_finish_script_that_hangs_is_ended(stage: Stage, web: App, agent: Agen
     stage.configure(web.config(service=own))
     web.publish("one", web.tree("one", **scripts))
     assert agent("reconfigure").code == 0
-    ran = agent("stop")
+    ran = agent("stop", "--shutdown")
     assert ran.code == 0, ran.stderr
     found = runit.status(web.service("slow"))
     assert found is not None
