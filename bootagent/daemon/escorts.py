@@ -40,7 +40,8 @@ class Escorts:
         self._child: Child | None = None
         self._dismissed: list[Child] = []
         self._launch_is_over = False
-        self._farewell_for = ""
+        self._dying = ""  # why the instance is to go
+        self._farewell_for = ""  # the same, once the group knows that the services are down, or need not know
         self._said = ""
 
     def status(self) -> str:
@@ -49,7 +50,7 @@ class Escorts:
 
     def begin(self, dying: str) -> None:
         """A run begins, or a stop, for the reason that the instance is ``dying`` for."""
-        self._said = ""
+        self._said, self._dying = "", dying
         if dying:
             if self._farewell_for != dying:
                 self._send("terminating")
@@ -86,7 +87,9 @@ class Escorts:
             return
         self._forget(child)
         self._child, self._said = None, child.status
-        self._launch_is_over = child.why == "launching" and code == 0
+        if code == 0:
+            self._launch_is_over = True
+            self._farewell_for = self._dying
         self._unmark()
         if child.status or code not in (0, EXIT_USAGE):
             self._log("escort ended", level="error" if code else "info", why=child.why, exit_code=code)

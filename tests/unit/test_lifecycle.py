@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from bootagent import aws, readiness
 from bootagent.errors import AwsError, UsageError
 from bootagent.instance import Instance
 from bootagent.journal import Journal
-from bootagent.lifecycle import diagnosis, group, place
+from bootagent.lifecycle import diagnosis, escort, group, place
 from bootagent.lifecycle.place import Place
 from bootagent.lifecycle.verdict import RunEnd, Runs, Verdict, failure, judge
 from bootagent.machine import Machine
@@ -317,6 +318,179 @@ def test_a_denial_names_the_action(cloud: Cloud, inside: None) -> None:
             group.member(cloud.region, cloud.instance.instance_id)
         cloud.api.fail("autoscaling", "DescribeAutoScalingInstances", code="Throttling", status=400, times=2)
         assert group.member(cloud.region, cloud.instance.instance_id) is None
+
+
+# --- the escort --------------------------------------------------------------------------------------------------
+
+
+class Journey:
+    """An escort at work in a thread of this process; ``ends`` writes how a run went, as the daemon's runs do."""
+
+    def __init__(self, tmp_path: Path, **settings: str) -> None:
+        usual = {"launching": "ready", "terminating": "drained", "give_up_after": "60s", "sustained": "0s"}
+        lines = "".join(f'{key} = "{value}"\n' for key, value in {**usual, **settings}.items())
+        found = place_with(tmp_path, f"[lifecycle]\n{lines}")
+        assert found is not None
+        self.machine, self.said = found.machine, list[str]()
+        self._place = found
+        self._thread = threading.Thread()
+
+    def begin(self, what: str = "launching") -> None:
+        one = escort.Escort(self._place, lambda sentence, wrong: self.said.append(sentence))
+        self._thread = threading.Thread(target=getattr(one, what), daemon=True)
+        self._thread.start()
+
+    def ends(self, code: int, **more: object) -> None:
+        journal = Journal(self.machine)
+        journal.run = f"run-{time.monotonic_ns()}"
+        journal.record("run-begin", command="run")
+        journal.record("run-end", **{"exit_code": code, "transient": False, "problems": ["no luck"], **more})
+        journal.close()
+
+    def over(self) -> bool:
+        self._thread.join(15)
+        return not self._thread.is_alive()
+
+    def heard(self, beginning: str) -> bool:
+        return any(sentence.startswith(beginning) for sentence in self.said)
+
+
+@pytest.fixture
+def quick(inside: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in (("LOOK_SECONDS", 0.05), ("ASK_SECONDS", 0.2), ("CONFIRM_SECONDS", 1.0)):
+        monkeypatch.setattr(escort, name, seconds)
+
+
+READY, DRAINED = Hook("ready", "launching", 6), Hook("drained", "terminating", 6)
+
+
+@pytest.fixture
+def fleet(cloud: Cloud, quick: None) -> Iterator[AutoScaling]:
+    with AutoScaling(cloud, hooks=[READY, DRAINED], compressed=True) as running:
+        running.launch()
+        until(lambda: running.state == "Pending:Wait")
+        yield running
+
+
+def test_what_is_to_stay_stays_until_somebody_mends_it(tmp_path: Path, cloud: Cloud, fleet: AutoScaling) -> None:
+    cloud.create_bucket("logs")
+    journey = Journey(tmp_path, on_failure="stay", diagnosis="s3://logs", give_up_after="4s")
+    journey.begin()
+    until(lambda: journey.heard("launch: fleet waits"))
+    journey.ends(1)
+    until(lambda: journey.heard("launch: given up, and kept for inspection: no luck"))
+    (key,) = cloud.keys("logs")
+    assert json.loads(cloud.get("logs", key))["why"] == "no luck"
+    before = len(fleet.heartbeats)
+    until(lambda: len(fleet.heartbeats) >= before + 3)  # beyond the time it would have been tried for
+    assert (fleet.state, fleet.answers) == ("Pending:Wait", [])
+    journey.ends(0, readiness="sustained")
+    assert journey.over()
+    assert fleet.state == "InService"
+    assert len(cloud.keys("logs")) == 1
+
+
+def test_a_diagnosis_that_cannot_be_stored_is_told_and_no_reason_to_stay(
+    tmp_path: Path, cloud: Cloud, fleet: AutoScaling
+) -> None:
+    cloud.create_bucket("logs")
+    journey = Journey(tmp_path, diagnosis="s3://logs/below")
+    cloud.api.fail("s3", "PutObject", code="AccessDenied", status=403)
+    journey.begin()
+    until(lambda: journey.heard("launch: fleet waits"))
+    journey.ends(2)
+    assert journey.over()
+    assert journey.heard("launch: the diagnosis is not stored: cannot store the diagnosis as s3://logs/below/i-")
+    assert "allow s3:PutObject to the instance's role" in journey.said[-2]
+    assert fleet.answers[0] == ("ready", "ABANDON", "call")
+    assert journey.said[-1] == "launch: abandoned: no luck"
+
+
+def test_what_another_try_may_better_is_waited_for_but_not_for_ever(tmp_path: Path, fleet: AutoScaling) -> None:
+    journey = Journey(tmp_path, give_up_after="5s")
+    begun = time.monotonic()
+    journey.begin()
+    until(lambda: journey.heard("launch: fleet waits"))
+    journey.ends(1, transient=True)
+    assert journey.over()
+    assert time.monotonic() - begun >= 4
+    assert fleet.answers[0] == ("ready", "ABANDON", "call")
+    assert journey.said[-1] == "launch: abandoned: not ready after 5 s: no luck"
+
+
+def test_a_restart_gives_a_launch_no_more_time(tmp_path: Path, cloud: Cloud, fleet: AutoScaling) -> None:
+    path = tmp_path / "var/lib/bootagent/launch.json"
+    path.parent.mkdir(parents=True)
+    known = {"instance_id": cloud.instance.instance_id, "state": "Pending:Wait", "boot_id": "before"}
+    path.write_text(json.dumps({**known, "uptime": 1.0, "at": time.time() - 100}))
+    journey = Journey(tmp_path)
+    journey.begin()
+    assert journey.over()
+    assert fleet.answers[0] == ("ready", "ABANDON", "call")
+    assert not path.exists()
+    assert fleet.heartbeats == [], "its time is over"
+
+
+def test_degraded_it_is_continued_when_nothing_better_comes_in_time(tmp_path: Path, fleet: AutoScaling) -> None:
+    journey = Journey(tmp_path, give_up_after="4s")
+    journey.begin()
+    until(lambda: journey.heard("launch: fleet waits"))
+    journey.ends(3, transient=True, readiness="sustained")
+    time.sleep(1)
+    assert fleet.answers == []
+    assert journey.over()
+    assert fleet.state == "InService"
+
+
+@pytest.mark.parametrize("hooks", [[Hook("theirs", "launching", 60)], []], ids=["another hook", "no hook"])
+def test_what_is_not_ours_is_left_alone(tmp_path: Path, cloud: Cloud, quick: None, hooks: list[Hook]) -> None:
+    with AutoScaling(cloud, hooks=hooks) as fleet:
+        fleet.launch()
+        until(lambda: fleet.state == ("Pending:Wait" if hooks else "InService"))
+        journey = Journey(tmp_path)
+        journey.begin()
+        assert journey.over()
+        assert journey.said == (["launch: group fleet has no hook ready"] if hooks else [])
+        assert {call.action for call in cloud.calls} <= {"DescribeAutoScalingInstances", "DescribeLifecycleHooks"}
+
+
+def test_a_role_that_is_late_is_waited_for_and_told(tmp_path: Path, cloud: Cloud, fleet: AutoScaling) -> None:
+    cloud.api.fail("autoscaling", "DescribeAutoScalingInstances", code="AccessDenied", status=403, times=2)
+    cloud.api.fail("autoscaling", "RecordLifecycleActionHeartbeat", code="AccessDenied", status=403, times=1)
+    journey = Journey(tmp_path)
+    journey.begin()
+    until(lambda: fleet.heartbeats)
+    journey.ends(0, readiness="sustained")
+    assert journey.over()
+    assert fleet.state == "InService"
+    denied = [sentence for sentence in journey.said if "AccessDenied" in sentence]
+    assert len(denied) == 2, "each is told once"
+    assert "allow autoscaling:DescribeAutoScalingInstances" in denied[0]
+    assert "allow autoscaling:RecordLifecycleActionHeartbeat" in denied[1]
+
+
+def test_an_end_is_answered_once_the_stop_is_over(tmp_path: Path, fleet: AutoScaling) -> None:
+    journey = Journey(tmp_path)
+    stopping = journey.machine.real(escort.STOPPING)
+    stopping.parent.mkdir(parents=True)
+    stopping.touch()
+    journey.begin("terminating")
+    until(lambda: journey.heard("termination: waiting for Terminating:Wait"))
+    fleet.terminate()
+    until(lambda: fleet.heartbeats.count("drained") >= 2)
+    assert fleet.state == "Terminating:Wait"
+    stopping.unlink()
+    assert journey.over()
+    assert fleet.answers == [("drained", "CONTINUE", "call")]
+    assert journey.said[-1] == "termination: continued"
+
+
+def test_an_end_that_the_group_knows_nothing_of_is_not_answered(tmp_path: Path, fleet: AutoScaling) -> None:
+    journey = Journey(tmp_path)
+    journey.begin("terminating")
+    assert journey.over()
+    assert journey.said[-1] == "termination: the state is Pending:Wait, not Terminating:Wait; nothing is answered"
+    assert fleet.answers == []
 
 
 # --- the pool, as metadata tells of it -----------------------------------------------------------------------------
