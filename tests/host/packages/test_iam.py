@@ -22,7 +22,7 @@ from tests.host.packages.conftest import CHECKOUT, git
 from tests.host.stage import BUCKET, App, Stage
 
 POLICIES = CHECKOUT / "packaging/iam"
-S3, TAGS, PUBLISH = "s3.json", "tags.json", "publish.json"
+S3, TAGS, PUBLISH, TELLING = "s3.json", "tags.json", "publish.json", "telling.json"
 
 
 def actions(name: str) -> list[str]:
@@ -94,6 +94,19 @@ def test_tags(refused: str | None, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
         found = facts(cloud, env)
     assert found.get("Role") == (None if refused else "web")
     assert [(call.service, call.action) for call in cloud.calls] == [("ec2", "DescribeTags")]
+
+
+@pytest.mark.parametrize("refused", [None, *actions(TELLING)])
+def test_telling(refused: str | None, stage: Stage, web: App, agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it a run is as good as with it; the tags alone are missing."""
+    stage.configure(web.config(), "[tell]\ntags = true\n")
+    web.publish("one")
+    allowed = policy(TELLING) if refused is None else without(policy(TELLING), refused)
+    with may(stage.cloud, monkeypatch, policy(S3), allowed) as env:
+        ran = agent("reconfigure", env=env)
+    assert ran.code == 0, ran.stderr
+    assert (f"allow {refused} to the instance's role" in ran.stderr) == (refused is not None)
+    assert [call.action for call in stage.cloud.calls if call.service == "ec2"] == ["CreateTags"]
 
 
 def facts(cloud: Cloud, env: Mapping[str, str]) -> dict[str, str]:
@@ -180,7 +193,7 @@ def _modules(place: Path) -> list[Path]:
 
 
 def test_every_policy_is_tested_and_has_placeholders() -> None:
-    storage = {"ebs.json", "git-key.json", "snapshot.json"}
+    storage = {"ebs.json", "git-key.json", "snapshot.json", TELLING}
     assert {path.name for path in POLICIES.iterdir()} == {S3, TAGS, PUBLISH, *storage}
     for name in (S3, PUBLISH):
         for statement in json.loads((POLICIES / name).read_text())["Statement"]:
