@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -234,3 +236,70 @@ def test_a_release_whose_tree_is_no_tree_is_bad(stage: Stage, web: App, agent: A
     ran = agent("reconfigure")
     assert ran.code == 3 and bad.rpartition("/")[2] in ran.stderr, ran.stderr
     assert web.pid("one") and pid
+
+
+def test_what_a_service_sees_is_told_with_where_it_comes_from(
+    stage: Stage, web: App, agent: Agent, tmp_path: Path
+) -> None:
+    put(stage, web__DATABASE_URL=VALUE, web__FIXED=OTHER)
+    one = 'env = { FIXED = "by the configuration" }'
+    app = 'secrets = ["ssm:/web/", { name = "TOKEN", from = "ssm:/web/FIXED" }]'
+    stage.configure(configured(web, one=one, app=app))
+    run = "#!/bin/sh\nexec sleep 1000\n"
+    files = {f"config/env/{name}": text for name, text in FILES.items()}
+    web.publish("one", {**web.tree("one"), **files, "config/service/own/run": run})
+    ran = agent("reconfigure")
+    assert ran.code == 0, ran.stderr
+
+    told = {one["name"]: one for one in json.loads(agent("env", "one", "--json").stdout)}
+    seen = environ(web, "one")
+    assert {name for name, one in told.items() if one["value"] is not None or one["secret"]} == {*seen} - {
+        "PWD",
+        "OLDPWD",
+    }
+    assert not [name for name, one in told.items() if one["value"] not in (None, seen.get(name))]
+    tree = "/srv/web/current/config/env"
+    assert {name: told[name]["origin"] for name in ("LANG", "USER", "B", "C", "ONE", "FIXED")} == {
+        "LANG": "minimal",
+        "USER": "login",
+        "B": f"{tree}/staging",
+        "C": f"{tree}/web",
+        "ONE": f"{tree}/web/one",
+        "FIXED": "configuration",
+    }
+    assert told["GONE"] == {"name": "GONE", "value": None, "origin": f"{tree}/web", "secret": False}
+    assert told["TOKEN"] == {"name": "TOKEN", "value": None, "origin": "ssm:/web/FIXED", "secret": True}
+    assert told["DATABASE_URL"]["origin"] == "ssm:/web/DATABASE_URL"
+
+    # Nothing is fetched for it, so that what has not been is known by its origin.
+    (stage.root / "run/bootagent/secrets").rename(stage.root / "gone")
+    stage.cloud.api.forget_calls()
+    shown = agent("env", "web.own").stdout
+    assert not [call for call in stage.cloud.calls if call.service == "ssm"]
+    assert VALUE not in shown and OTHER not in shown
+    rows = [line.split() for line in shown.splitlines()]
+    assert ["TOKEN", "(secret)", "ssm:/web/FIXED"] in rows and ["GONE", "(unset)", f"{tree}/web"] in rows
+    assert ["(more)", "(secret,", "not", "fetched", "yet)", "ssm:/web/"] in rows
+
+    ran = agent("env", "three")
+    assert ran.code == 2 and "it has web.one, web.own, web.two" in ran.stderr
+
+
+def test_a_dump_becomes_a_directory_and_comes_back(tmp_path: Path) -> None:
+    def run(*words: str, given: str = "") -> subprocess.CompletedProcess[str]:
+        argv = [sys.executable, "-m", "bootagent", *words]
+        return subprocess.run(argv, input=given, capture_output=True, text=True, check=False, cwd=tmp_path)
+
+    heroku = "A='it'\\''s'\nB='two\nlines'\nC=\nD='  $x'\n"
+    assert run("env-import", "-", "web", given=heroku).returncode == 0
+    assert run("env-export", "web").stdout == "A=\"it's\"\nB='two\nlines'\nC=''\nD='  $x'\n"
+    exported = run("env-export", "web", "--json").stdout
+    assert json.loads(exported) == {"A": "it's", "B": "two\nlines", "C": "", "D": "  $x"}
+    (tmp_path / "dump.json").write_text(exported)
+    assert run("env-import", "dump.json", "again").returncode == 0
+    assert run("env-export", "again", "--json").stdout == exported
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "again").iterdir()} == {0o600}
+
+    refused = run("env-import", "-", "third", given=f"A=1\nB='{VALUE} '\n")
+    assert refused.returncode == 1 and "'B' of standard input" in refused.stderr and VALUE not in refused.stderr
+    assert not (tmp_path / "third").exists()
