@@ -117,7 +117,7 @@ class Watch:
         self._told = False
         self._ends: set[float] = set()
         self._passed: list[float] = []
-        self._is_steady = False
+        self._has_passed = self._is_steady = False
         self._problem: str | None = None
         self._scanned_by = self._began + 3 * runit.SCAN_SECONDS
         self._deadline: float | None = None
@@ -165,6 +165,7 @@ class Watch:
             self._passed, self._is_steady, self._next_look = [], False, now + AGAIN_SECONDS
             return
         self._passed.append(now)
+        self._has_passed = True
         self._next_look = now + stable_for / LOOKS / (LOOKS - 1)
         looks, span = len(self._passed), now - self._passed[0]
         enough = looks >= LOOKS or (looks > 1 and span >= stable_for)
@@ -187,7 +188,7 @@ class Watch:
             return "it ended at once" if self._ends else "it did not start"
         if self._is_steady:
             return "it answers, but its control script does not end, or what the signal had it start does not stay up"
-        if self._passed and self._problem:
+        if self._has_passed and self._problem:
             return f"its check does not keep passing: {self._problem}"
         return self._problem or f"it was not up for {self.wanted.stable_for:g} s"
 

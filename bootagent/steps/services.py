@@ -225,8 +225,9 @@ class Services:
             if spec.command is None
             else servicefiles.from_command(self._place(machine, spec), (*spec.wrapper, *spec.command))
         )
-        if spec.stop:
-            files = self._with_stop_script(machine, spec, spec.stop, files)
+        if spec.stop and spec.command:  # a service directory of the release says it itself
+            script = runit.stop_script(machine.real(self.current), (*spec.wrapper, *spec.stop), spec.stop_within)
+            files = (*files, ("control/t", script, 0o755))
         identity = machine.identity(spec.user, spec.group)
         tree = directories.read(machine, self.environment, self.app, name) if self.environment else ()
         hidden = secrets.require(machine, spec.secrets) if spec.secrets else {}
@@ -249,18 +250,6 @@ class Services:
         if spec.cgroup:
             cgroups.check(machine, directory.name, spec.cgroup)
         return _Wanted(spec, directory, self.current, hidden)
-
-    def _with_stop_script(
-        self, machine: Machine, spec: ServiceSpec, stop: tuple[str, ...], files: servicefiles.Files
-    ) -> servicefiles.Files:
-        if "control/t" in [path for path, _, _ in files]:
-            raise BootagentError(
-                f"service {spec.name} of {self.app} has a stop command, and a control/t in the release",
-                remedy="leave one of them out",
-            )
-        command = (*spec.wrapper, *stop)
-        script = runit.stop_script(machine.real(self.current), command, spec.stop_within)
-        return (*files, ("control/t", script, 0o755))
 
     def _left_secrets(self, machine: Machine) -> list[str]:
         """The directories of secrets that no service has any more."""
