@@ -108,6 +108,8 @@ def remove(machine: Machine, name: str) -> None:
             if time.monotonic() > deadline:
                 raise MachineError(f"cannot remove the cgroup of {name}: {group}: {error.strerror}") from error
             time.sleep(0.05)
+    with contextlib.suppress(OSError):  # others are in it
+        group.parent.rmdir()
 
 
 def lines(machine: Machine, name: str, limits: Limits) -> list[str]:

@@ -72,8 +72,15 @@ def remove(machine: Machine, definitions: str, service_dir: str, name: str, *, w
     if runit.is_supervised(outer):
         runit.leave(machine, outer, within=within)
     cgroups.remove(machine, name)
-    machine.remove_tree(together(machine, name))
+    _forget_secrets(machine, name)
     machine.remove_tree(outer)
+
+
+def _forget_secrets(machine: Machine, name: str) -> None:
+    place = together(machine, name)
+    machine.remove_tree(place)
+    with contextlib.suppress(OSError):  # others are in it
+        place.parent.rmdir()
 
 
 def identity_of(machine: Machine, uid: int) -> Identity | None:
@@ -209,7 +216,7 @@ class ServiceDirectory:
         if not self.cgroup:
             cgroups.remove(machine, self.name)
         if not self.secrets:
-            machine.remove_tree(together(machine, self.name))
+            _forget_secrets(machine, self.name)
 
     def _make_log(self, machine: Machine) -> None:
         """Make the log directory; svlogd writes it as the user. It may lie where another user can write."""

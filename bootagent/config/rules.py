@@ -126,6 +126,9 @@ def _check_service(service: Table, *, filled: bool) -> Iterator[Found]:
         yield ("check", "tcp"), f"{check['tcp']!r} has no port between 1 and 65535"
     if "stop" in service and "command" not in service:
         yield ("stop",), "goes with a command; the service directory of a release says it in control/t"
+    for key in ("directory", "wrapper"):
+        if key in service and "command" not in service:
+            yield (key,), "goes with a command; the service directory of a release says it in run"
     for key, value in service["env"].items():
         if value != value.rstrip(" \t") or "\0" in value:
             # chpst(8) trims what trails and cannot carry a NUL.

@@ -231,3 +231,19 @@ def test_a_service_that_can(service: str) -> None:
 def test_an_http_check_that_can_never_be_asked_is_told(url: str) -> None:
     found = told(f'{BASE}[apps.web.services.puma]\ncheck = {{ http = "{url}" }}\n{ROLE}')
     assert [key for key, _ in found] == ["apps.web.services.puma.check.http"]
+
+
+# --- what only a command has -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("line", ['directory = "api"', 'wrapper = ["nice"]', 'stop = ["bin/stop"]'])
+def test_what_goes_with_a_command_is_refused_without_one(line: str) -> None:
+    service = f"[apps.web.services.puma]\n{line}\n"
+    ((key, sentence),) = told(BASE + service + ROLE)
+    assert key == f"apps.web.services.puma.{line.split()[0]}"
+    assert sentence.startswith("goes with a command")
+    assert told(BASE + service + 'command = ["puma"]\n' + ROLE) == []
+
+
+def test_a_wrapper_of_the_app_leaves_services_of_the_release_alone() -> None:
+    assert told(BASE + 'wrapper = ["nice"]\n[apps.web.services.puma]\numask = "027"\nruntime = "asdf"\n' + ROLE) == []
