@@ -378,6 +378,17 @@ def test_secrets_are_there_whole_and_for_their_owner_alone(tmp_path: Path) -> No
     assert secrets.places(machine, "web") == []
 
 
+@pytest.mark.spawns
+def test_secrets_are_kept_in_memory_only() -> None:
+    found = subprocess.run(["findmnt", "-n", "-o", "FSTYPE", "-T", "/run"], capture_output=True, text=True, check=False)
+    if found.stdout.split() in (["tmpfs"], ["ramfs"]):
+        secrets.require_memory(Machine())
+    else:
+        with pytest.raises(BootagentError, match="kept in memory only, and /run/bootagent/secrets would be on"):
+            secrets.require_memory(Machine())
+    secrets.require_memory(Machine(Path("/nowhere")))  # a test's machine
+
+
 def test_a_step_with_secrets_is_a_value_that_shows_none() -> None:
     made = [
         FetchedSecrets("web", (ServiceSecrets("/run/x", (Asked(None, "ssm:/web/"),)),), "eu-west-1") for _ in range(2)
