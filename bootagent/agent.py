@@ -712,7 +712,7 @@ def _summarize(request: Request, machine: Machine, outcome: Outcome) -> None:
 def _held_up(lane: Lane, phase: Phase, endings: Mapping[str, Ending]) -> MachineError | None:
     """Why the services of a lane are not begun: others that must be up first are not."""
     down = [app for app in lane.after if app in endings and endings[app].exit_code == EXIT_FAILED]
-    if phase != "serve" or not down:
+    if phase != "serve" or not down or not lane.steps.get(phase):
         return None
     return MachineError(f"its services are not begun: they come after those of {', '.join(down)}, which does not serve")
 
@@ -722,7 +722,8 @@ def _stopped(lane: Lane, errors: Sequence[BootagentError], extent: plan.Extent, 
     killed = "".join(f"; {note.label}" for note in own if "killed_after" in note.details)
     if errors:
         tail = "\n".join(filter(None, map(_tail, errors)))
-        return Ending(EXIT_FAILED, "; ".join(map(str, errors)) + killed, tail, transient=True)
+        failure = telling.failure_of(errors[0], lane.app)
+        return Ending(EXIT_FAILED, "; ".join(map(str, errors)) + killed, tail, transient=True, failure=failure)
     if lane.intent == "withdraw":
         return Ending(EXIT_DONE, lane.reason)
     if lane.app != plan.MACHINE:

@@ -208,21 +208,24 @@ def bring_up(
     order = TopologicalSorter({name: after.get(name, ()) for name in wanted})
     order.prepare()
     given_up = Event()
-    failures: list[Exception] = []
+    failures: list[BaseException] = []
     left = set(wanted)
     with ThreadPoolExecutor(max(1, len(wanted))) as pool:
         going: dict[Future[None], str] = {}
-        while going or (order.is_active() and not failures):
-            for name in () if failures else order.get_ready():
-                left.discard(name)
-                going[pool.submit(_see_through, machine, wanted[name], begin, done, given_up)] = name
-            for future in wait(going, return_when=FIRST_COMPLETED).done:
-                name = going.pop(future)
-                if error := future.exception():
-                    failures.append(error if isinstance(error, Exception) else RuntimeError(str(error)))
-                    given_up.set()
-                else:
-                    order.done(name)
+        try:
+            while going or (order.is_active() and not failures):
+                for name in () if failures else order.get_ready():
+                    left.discard(name)
+                    going[pool.submit(_see_through, machine, wanted[name], begin, done, given_up)] = name
+                for future in wait(going, return_when=FIRST_COMPLETED).done:
+                    name = going.pop(future)
+                    if error := future.exception():
+                        failures.append(error)
+                        given_up.set()
+                    else:
+                        order.done(name)
+        finally:  # whatever ends this ends them all
+            given_up.set()
     if failures:
         raise _joined(failures, [f"{name} (after {', '.join(sorted(after[name]))})" for name in sorted(left)])
 
@@ -265,7 +268,7 @@ def _restarted(machine: Machine, watch: Watch) -> Watch:
     return Watch(one, watch.log_end)
 
 
-def _joined(failures: list[Exception], left: list[str]) -> Exception:
+def _joined(failures: list[BaseException], left: list[str]) -> BaseException:
     """One error for all that went wrong; ``left`` are those not begun, and why."""
     unhealthy = [error for error in failures if isinstance(error, ServiceError)]
     if len(unhealthy) < len(failures):

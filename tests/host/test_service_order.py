@@ -94,7 +94,11 @@ def test_an_app_comes_after_another_and_ends_before_it(stage: Stage, agent: Agen
     def configure(of_db: str) -> None:
         stage.configure(
             # The tables' own order says nothing.
-            web.config(extra='after = ["db"]', service=service("web", "front", noting.format(place, "web") + wait)),
+            web.config(
+                extra='after = ["db"]',
+                service=service("web", "front", noting.format(place, "front") + wait, after=["web"])
+                + service("web", "web", noting.format(place, "web") + wait),
+            ),
             db.config(service=service("db", "postgres", of_db, check={"within": "2s"})),
         )
 
@@ -126,5 +130,6 @@ def test_an_app_comes_after_another_and_ends_before_it(stage: Stage, agent: Agen
 
     ran = agent("stop")
     assert ran.code == 0, ran.stderr
-    ended = {name: int((place / f"{name}.ended").read_text()) for name in ("web", "db")}
-    assert ended["web"] + 500_000_000 <= ended["db"], "it was told to end only when the other had"
+    ended = {name: int((place / f"{name}.ended").read_text()) for name in ("front", "web", "db")}
+    assert ended["front"] + 500_000_000 <= ended["web"], "it was told to end only when the other had"
+    assert ended["web"] + 500_000_000 <= ended["db"]
