@@ -77,6 +77,8 @@ def _clause(last: LastRun, name: str, found: Serving | None, failure: Failure | 
         return f"{name}: {sentence.partition(';')[0]}"
     if failure is None:
         return f"{name}: {sentence}"
+    if last.command == "stop":
+        return f"{name}: {_reason(failure)}"
     fate = f"stays on release {found.release}" if found and found.release else "does not work"
     return f"{name}: {fate} ({_reason(failure)})"
 

@@ -63,7 +63,7 @@ def text(known: State, last: LastRun) -> str:
         ),
         _gauge(
             "bootagent_app_exit_code",
-            "How the last run ended for an app.",
+            "How the last run ended for an app, and for the machine or its traffic where it had to do with them.",
             [({"app": name}, code) for name, code in sorted(last.exit_codes.items())],
         ),
         _gauge(

@@ -96,6 +96,12 @@ def test_the_line_of_a_run_that_left_nothing() -> None:
     assert console_line.line(known(last)).startswith("bootagent: failed, web: does not work (serve: web.puma is")
 
 
+def test_the_line_of_a_stop_that_went_wrong() -> None:
+    failure = Failure("bin/leave exited with 1", "web", "stop", "run the stop hook")
+    last = ended("failed", 1, command="stop", failures=(failure,))
+    assert console_line.line(known(last)) == "bootagent: failed, web: stop: bin/leave exited with 1, 42 s"
+
+
 def test_what_failed_comes_first() -> None:
     apps = {"api": "now runs release 1; x", "web": DEGRADED.apps["web"]}
     last = replace(DEGRADED, apps=apps, exit_codes={"api": 0, "web": 3})
