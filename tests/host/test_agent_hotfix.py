@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from datetime import datetime, timedelta
+from pathlib import Path
 
 from tests.conftest import Agent
 from tests.host.stage import App, Stage
@@ -86,6 +87,43 @@ def test_rollback_goes_back_and_is_not_undone_by_a_rerun(stage: Stage, web: App,
     assert web.answer() == "two" and len(web.releases) == 3
     runs = json.loads(agent("history", "--json").stdout)
     assert [run["command"] for run in runs].count("rollback") == 5
+
+
+def test_rollback_brings_back_services_links_and_environment(stage: Stage, web: App, agent: Agent) -> None:
+    extra = 'linked_files = ["config/database.yml"]\n[apps.web.environment]\npath = "config/env"\nlayers = []'
+    stage.configure(web.config(extra=extra, service=""))
+    shared = web.deploy_to / "shared/config/database.yml"
+    shared.parent.mkdir(parents=True)
+    shared.write_text("shared")
+    run = "#!/bin/sh\nexec sleep {}\n"
+    one = {"config/service/job/run": run.format(1001), "config/env/web/COLOUR": "red\n", "config/env/web/OLD": "yes\n"}
+    two = {
+        "config/service/job/run": run.format(1002),
+        "config/service/extra/run": run.format(1003),
+        "config/env/web/COLOUR": "blue\n",
+    }
+    web.publish("one", {**web.tree("one"), **one})
+    assert agent("reconfigure").code == 0
+    first = web.current
+    web.publish("two", {**web.tree("two"), **two})
+    ran = agent("reconfigure")
+    assert ran.code == 0, ran.stderr
+    extra_pid = web.pid("extra")
+    seen = Path(f"/proc/{web.pid('job')}/environ").read_bytes().split(b"\0")
+    assert b"COLOUR=blue" in seen and b"OLD=yes" not in seen
+
+    ran = agent("rollback")
+    assert ran.code == 0, ran.stderr
+    assert web.current == first
+    assert (web.service("job") / "run").read_text() == one["config/service/job/run"]
+    assert not web.service("extra").exists() and not Path(f"/proc/{extra_pid}").exists()
+    pid = web.pid("job")
+    seen = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    assert b"COLOUR=red" in seen and b"OLD=yes" in seen
+    assert Path(f"/proc/{pid}/cmdline").read_bytes() == b"sleep\x001001\0"
+    assert (web.deploy_to / "current/config/database.yml").resolve() == shared.resolve()
+    assert agent("reconfigure").code == 0
+    assert web.pid("job") == pid
 
 
 def test_a_bad_release_falls_back_to_the_one_rolled_back_to(stage: Stage, web: App, agent: Agent) -> None:
