@@ -18,6 +18,7 @@ _OURS = re.compile(r"(Branch .* deployed as release [0-9]{14} by bootagent|boota
 class NoReleases:
     """Of ``app`` none of the releases in ``names`` is left, nor the mirror they came from, nor what tells of them.
 
+    Without ``names``, as of an app that is read in place, ``deploy_to`` is not touched: it may be on a dead server.
     ``current`` is where it was before the first of them, or nowhere. ``own`` are files and directories of the agent's
     own that go, too.
     """
@@ -56,7 +57,7 @@ class NoReleases:
 
     def _doomed(self, machine: Machine) -> list[str]:
         root = machine.real(self.deploy_to)
-        if not root.is_dir():
+        if not self.names or not root.is_dir():
             return []
         found = [name for name in beneath.subdirectories(root, "releases") if name in self.names or _is_half_made(name)]
         doomed = [f"releases/{name}" for name in found]
@@ -70,7 +71,7 @@ class NoReleases:
 
     def _names_ours(self, machine: Machine) -> bool:
         root = machine.real(self.deploy_to)
-        target = beneath.read_link(root, "current") if root.is_dir() else None
+        target = beneath.read_link(root, "current") if self.names and root.is_dir() else None
         return target is not None and target.rstrip("/").rpartition("/")[2] in self.names
 
     def _put_current_back(self, machine: Machine) -> None:
@@ -84,6 +85,8 @@ class NoReleases:
 
     def _log(self, machine: Machine) -> tuple[bytes, bytes]:
         """revisions.log as it is, and without our lines."""
+        if not self.names:
+            return b"", b""
         try:
             text = beneath.read(machine.real(self.deploy_to), "revisions.log")[0]
         except (OSError, BootagentError):
