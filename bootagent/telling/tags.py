@@ -14,7 +14,7 @@ RELEASE, STATE = "bootagent:release", "bootagent:state"
 #: The longest value of a tag: "Tag restrictions" in the EC2 user guide.
 VALUE_CHARACTERS = 256
 #: How long EC2 may take; a machine that goes down has no time.
-SECONDS, HURRIED_SECONDS = 20.0, 4.0
+SECONDS, HURRIED_SECONDS = 10.0, 4.0
 
 
 def wanted(known: State) -> dict[str, str]:
