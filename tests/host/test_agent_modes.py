@@ -24,7 +24,7 @@ def need(*words):
         sys.exit("cannot do without " + words[0])
 if os.environ["WHERE"] == "review":
     need("psql", "-h127.0.0.1", "-p" + os.environ["POSTGRES"], "-Upostgres", "-wc", "select 1", "postgres")
-    need("redis-cli", "-e", "-p", os.environ["REDIS"], "set", "seen", "1")
+    need("redis-cli", "-p", os.environ["REDIS"], "set", "seen", "1")
 print("serving in", os.environ["WHERE"], flush=True)
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
