@@ -22,6 +22,7 @@ from tests.host.packages.conftest import CHECKOUT, git
 from tests.host.stage import BUCKET, App, Stage
 
 POLICIES = CHECKOUT / "packaging/iam"
+SECRETS = "secrets.json"
 S3, TAGS, PUBLISH, TELLING = "s3.json", "tags.json", "publish.json", "telling.json"
 
 
@@ -83,6 +84,27 @@ def test_pulling_from_somewhere_else(stage: Stage, web: App, agent: Agent, monke
     web.publish("one")
     with may(stage.cloud, monkeypatch, policy(S3, prefix="api")) as env:
         assert agent("reconfigure", env=env).code == 1
+
+
+# Nothing is encrypted in the simulated cloud.
+@pytest.mark.parametrize("refused", [None, *(action for action in actions(SECRETS) if action != "kms:Decrypt")])
+def test_secrets(refused: str | None, stage: Stage, web: App, agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("/web/A", "/web/B"):
+        client(stage.cloud, "ssm").put_parameter(Name=name, Value="x", Type="SecureString")
+    client(stage.cloud, "secretsmanager").create_secret(Name="web", SecretString='{"C": "x"}')
+    stage.configure(web.config(extra='secrets = ["ssm:/web/", "ssm:/web/A", "secretsmanager:web"]'))
+    web.publish("one")
+    allowed = policy(SECRETS) if refused is None else without(policy(SECRETS), refused)
+    for statement in allowed["Statement"]:
+        statement["Resource"] = "*"  # the simulated cloud looks at resources of S3 alone
+    with may(stage.cloud, monkeypatch, policy(S3), allowed) as env:
+        ran = agent("reconfigure", env=env)
+    if refused is None:
+        assert ran.code == 0, ran.stderr
+        assert web.answer() == "one"
+    else:
+        assert ran.code == 1
+        assert f"allow {refused} to the instance's role" in ran.stderr
 
 
 @pytest.mark.parametrize("refused", [None, *actions(TAGS)])
@@ -179,7 +201,7 @@ def test_policies_for_storage_allow_what_the_code_says_it_needs_and_no_more() ->
     assert instance | deployer == named("ebs", "publish/snapshot.py", "gc.py")
     assert not [action for action in instance if "Snapshot" in action and "Describe" not in action]
     assert not [action for action in deployer if "Attach" in action or "Detach" in action or "CreateVol" in action]
-    assert named("aws.py") == set(actions("git-key.json"))
+    assert named("aws.py") == {*actions("git-key.json"), *(one for one in actions(SECRETS) if one.startswith("ssm:"))}
 
 
 def named(*places: str) -> set[str]:
@@ -193,7 +215,7 @@ def _modules(place: Path) -> list[Path]:
 
 
 def test_every_policy_is_tested_and_has_placeholders() -> None:
-    storage = {"ebs.json", "git-key.json", "snapshot.json", TELLING}
+    storage = {"ebs.json", "git-key.json", "snapshot.json", SECRETS, TELLING}
     assert {path.name for path in POLICIES.iterdir()} == {S3, TAGS, PUBLISH, *storage}
     for name in (S3, PUBLISH):
         for statement in json.loads((POLICIES / name).read_text())["Statement"]:
