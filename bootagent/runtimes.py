@@ -100,7 +100,7 @@ def _data_directories(
 
 
 def _has_shims(data: Path) -> bool:
-    with contextlib.suppress(OSError, BootagentError), beneath.directory(data.parent, f"{data.name}/shims"):
+    with contextlib.suppress(OSError, BootagentError), beneath.directory(data, "shims"):
         return True
     return False
 

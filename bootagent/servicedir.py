@@ -27,7 +27,6 @@ from typing import IO
 from bootagent import beneath, cgroups, runit
 from bootagent.errors import BootagentError
 from bootagent.machine import MINIMAL_ENVIRONMENT, Identity, Machine, login_environment
-from bootagent.runscript import HARDWARE_ID as HARDWARE_ID
 from bootagent.runscript import RunScript, together
 from bootagent.runtimes import Shims
 from bootagent.servicefiles import FREE, Confinement, Files, confined

@@ -91,6 +91,12 @@ def test_the_user_s_own_comes_before_the_image_s_and_what_env_says_before_both(m
     assert second and second.path == (f"{said}/shims",)
 
 
+def test_the_data_may_be_behind_a_link(machine: Machine) -> None:
+    shims_in(machine.root / "opt/asdf-0.15.0")
+    (machine.root / "opt/asdf").symlink_to("asdf-0.15.0")
+    assert find(machine, "asdf", release(machine)) is not None
+
+
 def test_an_asdf_of_old_brings_its_own_program(machine: Machine) -> None:
     data = shims_in(machine.root / "opt/asdf")
     (machine.root / "opt/asdf/bin").mkdir()
