@@ -21,6 +21,7 @@ from builder.errors import BuildError
 SERVICES = {
     "autoscaling": "2011-01-01",
     "ec2": "2016-11-15",
+    "elb": "2012-06-01",
     "elbv2": "2015-12-01",
     "s3": "2006-03-01",
     "secretsmanager": "2017-10-17",

@@ -204,10 +204,16 @@ def test_policies_for_storage_allow_what_the_code_says_it_needs_and_no_more() ->
     assert named("aws.py") == {*actions("git-key.json"), *(one for one in actions(SECRETS) if one.startswith("ssm:"))}
 
 
+def test_policies_for_traffic_and_hooks_allow_what_the_code_says_it_needs_and_no_more() -> None:
+    traffic = {*actions("traffic.json"), *actions("elastic-ip.json")}
+    assert traffic == named("traffic")
+    assert set(actions("lifecycle.json")) == named("lifecycle")
+
+
 def named(*places: str) -> set[str]:
     """The permissions that modules of the package name."""
     files = [file for place in places for file in _modules(CHECKOUT / "bootagent" / place)]
-    return {found for file in files for found in re.findall(r"\b(?:ec2|ssm):[A-Z][A-Za-z]+", file.read_text())}
+    return {found for file in files for found in re.findall(r"\b(?:autoscaling|ec2|elasticloadbalancing|s3|ssm):[A-Z][A-Za-z]+", file.read_text())}
 
 
 def _modules(place: Path) -> list[Path]:
@@ -216,7 +222,8 @@ def _modules(place: Path) -> list[Path]:
 
 def test_every_policy_is_tested_and_has_placeholders() -> None:
     storage = {"ebs.json", "git-key.json", "snapshot.json", SECRETS, TELLING}
-    assert {path.name for path in POLICIES.iterdir()} == {S3, TAGS, PUBLISH, *storage}
+    fleet = {"traffic.json", "elastic-ip.json", "lifecycle.json"}
+    assert {path.name for path in POLICIES.iterdir()} == {S3, TAGS, PUBLISH, *storage, *fleet}
     for name in (S3, PUBLISH):
         for statement in json.loads((POLICIES / name).read_text())["Statement"]:
             assert statement["Resource"] == "arn:aws:s3:::BUCKET/PREFIX/*"
