@@ -17,6 +17,8 @@ from bootagent.machine import Machine, sync_directory
 
 DIRECTORY = "/var/lib/bootagent/volumes"
 VERSION = 1
+#: How many of those that are no more are remembered.
+MOST_BURIED = 20
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@:-]{0,199}")
 
@@ -29,7 +31,7 @@ class Record:
     ``attempt`` counts the tries to make it. ``blank``: never formatted yet, as far as its tags say. ``attached``: EC2
     has attached it here for good, under the name ``device``, which says nothing about the device the kernel shows.
     ``size_bytes`` is the size its filesystem was last grown to; None: not looked at. ``mountpoints`` are the logical
-    paths where it is mounted, the bind last.
+    paths where it is mounted, the bind last. ``buried``: it is no more, and only the attempts are to be remembered.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Record:
     device: str | None = None
     size_bytes: int | None = None
     mountpoints: tuple[str, ...] = ()
+    buried: bool = False
 
 
 def load(machine: Machine, name: str, instance_id: str | None = None) -> Record | None:
@@ -86,8 +89,24 @@ def forget(machine: Machine, name: str) -> None:
 
 
 def all(machine: Machine, instance_id: str | None = None) -> tuple[Record, ...]:
-    """Every record, by name; with ``instance_id`` those of this instance only."""
-    return tuple(found for name in _names(machine) if (found := load(machine, name, instance_id)))
+    """Every record of a volume, by name; with ``instance_id`` those of this instance only."""
+    return tuple(one for one in _loaded(machine, instance_id) if not one.buried)
+
+
+def bury(machine: Machine, record: Record) -> None:
+    """Remember of a volume that was deleted how often one was made; of the newest ones that is enough.
+
+    The next one of that name must not be asked for as this one was. Raises MachineError.
+    """
+    names = [one.name for one in _loaded(machine, None) if one.buried and one.name != record.name]
+    names.sort(key=lambda name: machine.real(_logical(name)).stat().st_mtime_ns)
+    for name in names[: -MOST_BURIED + 1]:
+        forget(machine, name)
+    save(machine, Record(record.name, record.instance_id, record.region, attempt=record.attempt + 1, buried=True))
+
+
+def _loaded(machine: Machine, instance_id: str | None) -> Iterator[Record]:
+    return (found for name in _names(machine) if (found := load(machine, name, instance_id)))
 
 
 def _names(machine: Machine) -> Iterator[str]:

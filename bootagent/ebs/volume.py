@@ -87,15 +87,21 @@ def release(
     """Let go of a volume that is no longer used, and unmounted: detach it, delete it, forget its record.
 
     It is deleted only when this agent made it from a snapshot, for this instance, to go with it; never with ``delete``
-    false, as for data. Safe to kill, and to call again. Raises MachineError at the deadline, and AwsError; the record
-    stays then.
+    false, as for data. The token of one that was deleted makes no other: that much is remembered. Safe to kill, and to
+    call again. Raises MachineError at the deadline, and AwsError; the record stays then.
     """
     record = records.load(machine, name, instance_id)
+    if record and record.buried:
+        return
+    deleted = False
     if record:
         calls = Calls(Patience(machine, within), record.region)
         for volume_id in _volumes_of(machine, calls, record):
-            _let_go(calls, volume_id, record, delete)
-    records.forget(machine, name)
+            deleted = _let_go(calls, volume_id, record, delete) or deleted
+    if record and deleted:
+        records.bury(machine, record)
+    else:
+        records.forget(machine, name)
 
 
 def mark_formatted(machine: Machine, region: str | None, volume_id: str, filesystem: str, within: float = 60.0) -> None:
@@ -138,7 +144,7 @@ def token(wanted: Wanted, attempt: int) -> str:
 def _identified(machine: Machine, calls: Calls, wanted: Wanted) -> Record:
     """The record, with the id of the volume: known, found by its tags, or made."""
     record = records.load(machine, wanted.name, wanted.instance_id)
-    record = record or Record(wanted.name, wanted.instance_id, wanted.region)
+    record = replace(record or Record(wanted.name, wanted.instance_id, wanted.region), buried=False)
     if record.volume_id and _still_meant(calls, wanted, record):
         return record
     while True:
@@ -296,10 +302,11 @@ def _volumes_of(machine: Machine, calls: Calls, record: Record) -> list[str]:
     return [volume_id for volume_id in found if volume_id not in taken]
 
 
-def _let_go(calls: Calls, volume_id: str, record: Record, delete: bool) -> None:
+def _let_go(calls: Calls, volume_id: str, record: Record, delete: bool) -> bool:
+    """Whether it was deleted."""
     volume = calls.volume(volume_id)
     if volume is None:
-        return
+        return False
     doomed = volume.tags.get(INSTANCE) == record.instance_id and SNAPSHOT in volume.tags and LASTING not in volume.tags
     here = volume.here(record.instance_id)
     if doomed and record.attached and here and here.state == "attached" and not here.delete_on_termination:
@@ -309,3 +316,5 @@ def _let_go(calls: Calls, volume_id: str, record: Record, delete: bool) -> None:
     left = attachment.take_away(calls, volume_id, record.instance_id)
     if delete and doomed and left and not left.attachments:
         calls.delete(volume_id)
+        return True
+    return False

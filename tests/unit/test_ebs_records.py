@@ -97,3 +97,16 @@ def test_a_disk_that_does_not_take_it_is_told(machine: Machine) -> None:
     machine.real("/var/lib/bootagent").write_text("in the way")
     with pytest.raises(MachineError, match=r"cannot write /var/lib/bootagent/volumes/app\.web"):
         records.save(machine, RECORD)
+
+
+def test_of_volumes_that_are_no_more_only_the_attempts_are_remembered(machine: Machine) -> None:
+    records.save(machine, RECORD)
+    records.bury(machine, RECORD)
+    assert records.all(machine) == ()
+    assert records.load(machine, RECORD.name) == Record(
+        RECORD.name, RECORD.instance_id, RECORD.region, attempt=RECORD.attempt + 1, buried=True
+    )
+    for number in range(30):
+        records.bury(machine, replace(RECORD, name=f"app.web.{number:02}"))
+    left = sorted(path.stem for path in machine.real(records.DIRECTORY).iterdir())
+    assert left == [f"app.web.{number}" for number in range(10, 30)]
