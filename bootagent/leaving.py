@@ -20,10 +20,10 @@ MARKERS = "/run/bootagent/hooks"
 
 @dataclass(frozen=True)
 class Hook:
-    """The stop hook of an app whose releases are in ``deploy_to``; ``within`` is in seconds."""
+    """The stop hook of an app that runs in ``current``; ``within`` is in seconds."""
 
     app: str
-    deploy_to: str
+    current: str
     command: tuple[str, ...]
     within: float
     env: tuple[tuple[str, str], ...]

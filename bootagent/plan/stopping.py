@@ -84,7 +84,7 @@ def leaving(config: Config) -> Leaving:
                 "BOOTAGENT_ENVIRONMENT": config.environment or "",
             }
             variables = tuple(sorted(env.items()))
-            hooks.append(Hook(app.name, app.deploy_to, app.stop, app.hooks_within, variables, app.user, app.group))
+            hooks.append(Hook(app.name, app.current, app.stop, app.hooks_within, variables, app.user, app.group))
     return Leaving(config.runit.service_dir, tuple(hooks))
 
 
@@ -109,7 +109,7 @@ def _hook(hook: Hook, stopped: ToStop, around: Around) -> Step:
     record = app.releases.get(app.proven) if app and app.proven else None
     return StopHook(
         app=hook.app,
-        current=f"{hook.deploy_to}/current",
+        current=hook.current,
         command=hook.command,
         within=min(hook.within, HURRIED_SECONDS) if around.extent == "shutdown" else hook.within,
         env=(*hook.env, ("BOOTAGENT_REVISION", record.label if record else "")),

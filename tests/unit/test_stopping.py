@@ -22,7 +22,7 @@ from bootagent.steps.unmounted import Unmounted
 R1 = "20260101000000"
 RECORD = ReleaseRecord("good", "rev", "rev", "2026-01-01T00:00:00Z")
 APP = AppState("/srv/web", releases={R1: RECORD}, proven=R1)
-HOOK = Hook("web", "/srv/web", ("bin/stop",), 600.0, (("BOOTAGENT_APP", "web"),), "deploy", None)
+HOOK = Hook("web", "/srv/web/current", ("bin/stop",), 600.0, (("BOOTAGENT_APP", "web"),), "deploy", None)
 SERVICES = [ToStop("web", "/etc/sv", (("web.puma", 10.0),))]
 
 
