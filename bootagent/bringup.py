@@ -21,6 +21,8 @@ LOOKS = 3
 POLL_SECONDS = 0.05
 #: How soon a check that has failed is tried again, and when to say that something is waited for.
 AGAIN_SECONDS = 0.25
+#: How long the effect of a signal may be in coming; half of the time there is for all, if that is less.
+EFFECT_SECONDS = 5.0
 LONG_SECONDS = 5.0
 
 
@@ -56,12 +58,15 @@ class Reload:
 
     That its check passes proves little: what ran before may still be answering, while what was to take its place has
     died. So, if the signal has it start processes, or its own a new program, one of these must stay as long as the
-    service itself must. If nothing of the kind is seen, it did it all in one process, and the check alone counts.
+    service itself must. If nothing of the kind is seen in the time that a signal's effect may take, it was all done in
+    one process, and the check alone counts.
     """
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, within: float) -> None:
         self.pid = pid
+        self._effect_by = time.monotonic() + min(EFFECT_SECONDS, within / 2)
         self._before = _incarnations(pid)
+        self._reaped_before = _reaped(pid)
         self._since: dict[Incarnation, float] = {}
         self._started_any = False
 
@@ -69,13 +74,15 @@ class Reload:
         """Take note of what is new."""
         now, fresh = time.monotonic(), _incarnations(self.pid) - self._before
         self._since = {one: self._since.get(one, now) for one in fresh}
-        self._started_any = self._started_any or bool(fresh)
+        # One that has died between two looks has left its parent something to count.
+        self._started_any = self._started_any or bool(fresh) or _reaped(self.pid) != self._reaped_before
 
     def is_over(self, inner: Path, seconds: float) -> bool:
         """Whether its control script has ended, and what was started, if anything was, has stayed for so long."""
         now = time.monotonic()
-        lasts = not self._started_any or any(now - since >= seconds for since in self._since.values())
-        return lasts and not runit.control_scripts(inner)
+        lasts = any(now - since >= seconds for since in self._since.values())
+        in_one = not self._started_any and now >= self._effect_by
+        return (lasts or in_one) and not runit.control_scripts(inner)
 
 
 def _incarnations(pid: int) -> set[Incarnation]:
@@ -89,6 +96,13 @@ def _incarnations(pid: int) -> set[Incarnation]:
         if processes.is_below(one, pid, known) and (vector := _auxiliary_vector(one.pid)):
             found.add((one.pid, vector))
     return found
+
+
+def _reaped(pid: int) -> str:
+    """The page faults of the children a process has waited for, as proc_pid_stat(5) counts them: cminflt."""
+    with contextlib.suppress(OSError, IndexError):
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[8]
+    return ""
 
 
 def _auxiliary_vector(pid: int) -> bytes:

@@ -158,7 +158,7 @@ class Services:
         if found is None or found.state != "run" or one.problem(machine):
             return None
         machine.tell(Note(f"{signal} to {one.directory.name}, which is to take up what is new", {"pid": found.pid}))
-        seen = Reload(found.pid)
+        seen = Reload(found.pid, one.within)
         runit.reload(machine, one.directory.inner(machine), signal, identity=one.directory.identity)
         return Watch(one, log_end, seen)
 
