@@ -217,7 +217,11 @@ def test_policies_for_traffic_and_hooks_allow_what_the_code_says_it_needs_and_no
 def named(*places: str) -> set[str]:
     """The permissions that modules of the package name."""
     files = [file for place in places for file in _modules(CHECKOUT / "bootagent" / place)]
-    return {found for file in files for found in re.findall(r"\b(?:autoscaling|ec2|elasticloadbalancing|ssm):[A-Z][A-Za-z]+", file.read_text())}
+    return {
+        found
+        for file in files
+        for found in re.findall(r"\b(?:autoscaling|ec2|elasticloadbalancing|ssm):[A-Z][A-Za-z]+", file.read_text())
+    }
 
 
 def _modules(place: Path) -> list[Path]:
