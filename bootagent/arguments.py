@@ -184,6 +184,13 @@ def parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> argpa
     added.add_argument(
         "--file", action="append", default=[], metavar="DESTINATION=PATH", help="put a file into the machine first"
     )
+    added.add_argument(
+        "--secret",
+        action="append",
+        default=[],
+        metavar="ORIGIN=VALUE",
+        help="a secret of the simulated cloud, e.g. ssm:/web/TOKEN=…; those not given are made up",
+    )
     added.add_argument("--user-data", metavar="FILE", help="the instance's user-data")
     added.add_argument("--root", metavar="DIR", help="where the machine's files go; default: a temporary directory")
     added.add_argument("--keep", action="store_true", help="stay up afterwards, and say what to try")

@@ -501,6 +501,7 @@ def _sandbox(options: argparse.Namespace) -> int:
             tags=_tags(options),
             publish={app: Path(path) for app, path in _pairs(options.publish, "--publish APP=REPOSITORY")},
             files={place: Path(path) for place, path in _pairs(options.file, "--file DESTINATION=PATH")},
+            secrets=dict(_pairs(options.secret, "--secret ORIGIN=VALUE")),
             root=Path(options.root) if options.root else None,
             keep=options.keep,
             user_data=Path(options.user_data) if options.user_data else None,

@@ -81,7 +81,7 @@ class CommandError(BootagentError):
 
 
 class MachineError(BootagentError):
-    """The machine failed, not the release: a full disk, a supervisor that is not there. It is worth another try."""
+    """The machine, or what it was told, not the release: a full disk, no supervisor. It is worth another try."""
 
 
 class ServiceError(BootagentError):

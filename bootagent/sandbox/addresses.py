@@ -98,10 +98,10 @@ class Addresses(AbstractContextManager["Addresses"]):
 
     # --- setting it up ---------------------------------------------------------------------------------------
 
-    def allocate(self, tags: Mapping[str, str] | None = None) -> str:
+    def allocate(self, tags: Mapping[str, str] | None = None, *, allocation: str | None = None) -> str:
         """A new address; its allocation id."""
         with self._lock:
-            allocation = f"eipalloc-{secrets.token_hex(8)}"
+            allocation = allocation or f"eipalloc-{secrets.token_hex(8)}"
             self._addresses[allocation] = Address(allocation, f"203.0.113.{len(self._addresses) + 1}", dict(tags or {}))
             return allocation
 

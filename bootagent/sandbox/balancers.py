@@ -58,9 +58,10 @@ class Balancers:
         delay: float = 0.3,
         listening: bool = True,
         target_type: str = "instance",
+        arn: str | None = None,
     ) -> str:
         """A target group; its ARN. ``delay`` is its deregistration delay, for which AWS has 300 s unless told."""
-        arn = f"arn:aws:elasticloadbalancing:{self.region}:{ACCOUNT}:targetgroup/{name}/{secrets.token_hex(8)}"
+        arn = arn or f"arn:aws:elasticloadbalancing:{self.region}:{ACCOUNT}:targetgroup/{name}/{secrets.token_hex(8)}"
         group = Balancer(name, arn, port, check or HealthCheck(), delay, listening=listening, target_type=target_type)
         with self.lock:
             self.balancers[arn] = group

@@ -18,7 +18,7 @@ from types import FrameType, TracebackType
 from typing import TextIO
 
 from bootagent.config import document, resolve
-from bootagent.config.model import App, EbsSource, S3Source
+from bootagent.config.model import App, Config, EbsSource, S3Source
 from bootagent.errors import BootagentError, ConfigError, UsageError
 from bootagent.instance import user_data_tags
 from bootagent.machine import Machine
@@ -30,6 +30,7 @@ from bootagent.sandbox.loop_host import LoopHost, private_mounts
 from bootagent.sandbox.repository import FORMATS, archive, deploy_to, release
 from bootagent.sandbox.scratch import scratch_root
 from bootagent.sandbox.supervisor import PYTHONPATH, Supervisor
+from bootagent.sandbox.surroundings import surroundings
 
 CONFIG = "/etc/bootagent/config.toml"
 SUPERVISOR_LOG = "/var/log/runsvdir.log"
@@ -51,6 +52,7 @@ class SandboxOptions:
     - ``files``: absolute path on the machine → a file to put there before the boot
     - ``root``: the machine's root, an empty or absent directory; a temporary one when None
     - ``user_data``: a file with the instance's user-data
+    - ``secrets``: where a secret is kept (``ssm:NAME``, ``secretsmanager:NAME``) → its value; others are made up
     - ``keep``: stay up after the boot until interrupted
     """
 
@@ -58,6 +60,7 @@ class SandboxOptions:
     tags: Mapping[str, str] = field(default_factory=dict)
     publish: Mapping[str, Path] = field(default_factory=dict)
     files: Mapping[str, Path] = field(default_factory=dict)
+    secrets: Mapping[str, str] = field(default_factory=dict)
     root: Path | None = None
     user_data: Path | None = None
     keep: bool = False
@@ -139,6 +142,8 @@ class Sandbox:
         if wants_disks:
             contents = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bootagent-disks-")))
             self._disks = stack.enter_context(Disks(self.cloud, LoopHost(self.root), contents))
+        with contextlib.suppress(ConfigError):  # which the boot will tell of
+            stack.enter_context(surroundings(self.cloud, self._config(), self._options.secrets))
         services = self.machine.real("/etc/service")
         stack.enter_context(Supervisor(services, log=self.machine.real(SUPERVISOR_LOG)))
 
@@ -224,10 +229,21 @@ class Sandbox:
         return "ebs" in sources or any(role["volumes"] for role in tables["roles"].values())
 
     def _app(self, name: str) -> App:
-        found = self._document()
-        tags = {**resolve.default_tags(found), **self.cloud.metadata.tags, **user_data_tags(self._user_data)}
+        found, tags = self._document(), self._tags()
         if missing := sorted(resolve.required_tags(found, tags) - set(tags)):
             raise UsageError(f"--publish needs to know the tags {', '.join(missing)}", remedy="add --tag KEY=VALUE")
+        config = self._config()
+        apps = {app.name: app for app in config.apps}
+        if name not in apps:
+            raise UsageError(f"--publish {name}: role {config.role} runs {', '.join(apps) or 'no app'}")
+        return apps[name]
+
+    def _tags(self) -> dict[str, str]:
+        defaults = resolve.default_tags(self._document())
+        return {**defaults, **self.cloud.metadata.tags, **user_data_tags(self._user_data)}
+
+    def _config(self) -> Config:
+        """What the instance is to be, as far as its tags are there already. Raises ConfigError."""
         instance = self.cloud.instance
         facts = {
             "region": instance.region,
@@ -236,11 +252,7 @@ class Sandbox:
             "instance_id": instance.instance_id,
             "instance_type": instance.instance_type,
         }
-        config = resolve.resolve(found, facts, tags)
-        apps = {app.name: app for app in config.apps}
-        if name not in apps:
-            raise UsageError(f"--publish {name}: role {config.role} runs {', '.join(apps) or 'no app'}")
-        return apps[name]
+        return resolve.resolve(self._document(), facts, self._tags())
 
     def _run(self, argv: Sequence[str]) -> int:
         """Run a program of ours in the cloud's environment, its output on the same terminal as ours."""

@@ -15,7 +15,7 @@ from bootagent.bringup import Reload, Watch, bring_up
 from bootagent.environment import directories, secrets
 from bootagent.environment.concealed import Concealed
 from bootagent.environment.directories import Tree
-from bootagent.errors import BootagentError
+from bootagent.errors import BootagentError, MachineError
 from bootagent.health import command_problem, http_problem, tcp_problem
 from bootagent.machine import Machine, Note
 from bootagent.servicedir import LogEnd, ServiceDirectory
@@ -175,7 +175,7 @@ class Services:
                 app = other.partition(".")[0]
                 there = own if app == self.app else servicedir.installed(machine, self.definitions, app)
                 if other not in there:
-                    raise BootagentError(
+                    raise MachineError(
                         f"service {name} comes after {other}, and {app} has {', '.join(there) or 'no service'}",
                         remedy="correct its after = [...]",
                     )
@@ -196,9 +196,10 @@ class Services:
         names = [*configured, *(name for name in own if name not in configured)]
         if self.only is not None:
             if unknown := [name for name in self.only if name not in names]:
-                raise BootagentError(
-                    f"the role asks for service {', '.join(unknown)}, and {self.app} has {', '.join(names) or 'none'}",
-                    remedy="correct services = [...] of the role",
+                # No fault of the release: it is not to be marked bad for it.
+                raise MachineError(
+                    f"this instance is to run {', '.join(unknown)}, and {self.app} has {', '.join(names) or 'none'}",
+                    remedy="correct services = [...] of the role, or the tag that names the services",
                 )
             names = [name for name in names if name in self.only]
         return [self._one(machine, name, configured.get(name), name in own) for name in names]

@@ -73,6 +73,27 @@ def test_a_configuration_and_a_repository_of_ones_own(machine_root: Path) -> Non
     assert not (machine_root / "machine").exists()
 
 
+def test_what_surrounds_the_instance(machine_root: Path) -> None:
+    """Balancers, an address and secrets that a configuration names are there, made up or as they are given."""
+    sample = example.write(machine_root)
+    secrets = 'secrets = ["ssm:/hello/{environment}/", "secretsmanager:hello#KEY"]'
+    config = sample.config.read_text().replace("[apps.hello]", f"[apps.hello]\n{secrets}")
+    traffic = 'target_groups = ["front"]\nload_balancers = ["old"]\nelastic_ip = { tags = { Pool = "hello" } }'
+    sample.config.write_text(f"{config}\n[roles.web.traffic]\n{traffic}\n")
+    options = {
+        "--config": sample.config,
+        "--tag": "Role=web",
+        "--publish": f"hello={sample.repository}",
+        "--file": f"/etc/hello/settings.json={sample.settings}",
+        "--secret": "ssm:/hello/staging/TOKEN=given",
+    }
+    words = [str(word) for pair in options.items() for word in pair]
+    code, said = bootagent(machine_root, "sandbox", *words, "--tag", "Environment=staging")
+    assert code == 0, said
+    assert "gets requests from target group front, load balancer old, an elastic IP with Pool=hello" in said
+    assert "given" not in said
+
+
 def test_a_configuration_that_is_wrong(machine_root: Path) -> None:
     (machine_root / "config.toml").write_text("[aps.web]\n")
     code, said = bootagent(machine_root, "sandbox", "--config", str(machine_root / "config.toml"))
