@@ -261,12 +261,12 @@ class _Run:
         if request.command in CONFIGURING:
             tags = {**self._state.tags, **request.tags}
             self._state = replace(self._state, tags={key: value for key, value in tags.items() if value})
+        if self.config.lifecycle and (pooled := readiness.is_pooled()):
+            self._pooled = pooled
         if request.rollback_to is not None:
             return with_traffic(
                 self._rollback_plan(self.config, instance, request.rollback_to), self.config, instance, self._machine
             )
-        if self.config.lifecycle and (pooled := readiness.is_pooled()):
-            self._pooled = pooled
         self._let_traffic_go(self.config, instance)
         if self._pooled:
             self._keep_down()
@@ -368,6 +368,10 @@ class _Run:
 
     def _rollback_plan(self, config: Config, instance: Instance, wanted: str) -> Plan:
         app = _chosen(config, self._request.app)
+        if self._pooled:
+            raise UsageError("nothing serves while the warm pool has this instance", remedy="wait until it leaves")
+        if self._is_stopped():  # its mounts, secrets and the other apps are gone, too
+            raise UsageError("the services were stopped", remedy="bootagent reconfigure starts them; then roll back")
         if not plan.going_back.can_go_back(app):
             raise UsageError(f"the releases of {app.name} are not this machine's: go back at {app.source}")
         known = look_back(self._machine, app, self._state)
@@ -395,6 +399,8 @@ class _Run:
         if not self._state.apps or self._document is None:
             return False
         definitions = self._document.tables["runit"]["definitions"]
+        if not any(servicedir.installed(self._machine, definitions, name) for name in self._state.apps):
+            return False  # as after a stop
         for name, app in self._state.apps.items():
             if not app.in_place and release.observe(self._machine, app.deploy_to).current is None:
                 return False

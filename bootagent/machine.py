@@ -253,6 +253,8 @@ class Machine:
     def delete(self, path: Path, *, within: Path) -> None:
         """rm(1) from the directory ``within``: it walks by descriptors, follows no link and minds no depth.
 
+        What somebody has mounted deeper down is not touched, and then this fails.
+
         Tried again for a moment: what a killed run left at work may still be writing. Raises CommandError.
         """
         name = f"./{path.name}"
@@ -261,7 +263,7 @@ class Machine:
         deadline = time.monotonic() + BUSY_SECONDS
         while True:
             try:
-                self.run(["rm", "-rf", "--", name], timeout=REMOVE_SECONDS, cwd=within)
+                self.run(["rm", "-rf", "--one-file-system", "--", name], timeout=REMOVE_SECONDS, cwd=within)
                 return
             except CommandError:
                 if time.monotonic() > deadline:

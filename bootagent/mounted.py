@@ -53,6 +53,8 @@ def is_volume(machine: Machine, point: str, mounted: Mount) -> bool:
         # Bound by mount -a while the volume was not there: an empty directory, shown twice.
         return mounts.place(machine, line.source).endswith(mounted.root)
     device = disks.of_number(machine, mounted.device)
+    if device is None and disks.is_number_known(machine, mounted.device):
+        return False  # a partition, or whatever else is no disk of ours
     if device is None:
         written_down = line is not None or any(point in record.mountpoints for record in known)
         return written_down and not mounted.device.startswith("0:")  # a filesystem without a disk never is

@@ -361,7 +361,7 @@ def only_one(path: str) -> int | None:
 
 def told_to_die(found: dict[str, str]) -> str:
     """Why the instance is about to go, as its notices say; empty when it is not."""
-    if found.get("lifecycle") == "Terminated":
+    if found.get("lifecycle") in ("Terminated", "Warmed:Terminated"):
         return "the autoscaling group terminates this instance"
     if "spot" in found:
         return f"spot interruption {found['spot']}"

@@ -122,6 +122,11 @@ def of_number(machine: Machine, wanted: str) -> Path | None:
     return None
 
 
+def is_number_known(machine: Machine, wanted: str) -> bool:
+    """Whether the kernel has a block device of this "MAJOR:MINOR", be it a whole disk or a part of one: sysfs(5)."""
+    return (machine.real("/sys/dev/block") / wanted).exists()
+
+
 def volume_of(machine: Machine, device: Path) -> str | None:
     """The id of the volume that a device is, by its serial; None when that does not tell."""
     serial = _serial(machine.real("/sys/block") / device.name)
