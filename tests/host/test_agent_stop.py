@@ -225,6 +225,39 @@ def test_a_reset_leaves_the_releases_of_others_and_current_where_it_was(
     assert look(machine_root) == before
 
 
+def test_after_a_stop_nothing_serves_and_nothing_goes_back(stage: Stage, agent: Agent) -> None:
+    web = stage.app()
+    stage.configure(web.config(service=SLEEP), '[tags]\nwithin = "3s"')
+    for version in ("one", "two"):
+        web.publish(version)
+        assert agent("reconfigure").code == 0
+    assert agent("stop").code == 0
+    ran = agent("rollback")
+    assert ran.code == 2
+    assert "bootagent reconfigure starts them" in ran.stderr
+    ran = agent("reconfigure", env={"AWS_EC2_METADATA_SERVICE_ENDPOINT": "http://127.0.0.1:1"})
+    assert ran.code == 1, "nothing serves, so it is not degraded"
+    assert agent("status", "--wait", "0").code == 1
+    assert agent("reconfigure").code == 0
+    assert agent("rollback").code == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="another user's directory")
+def test_a_reset_does_not_follow_a_directory_that_was_exchanged(stage: Stage, agent: Agent, machine_root: Path) -> None:
+    web = stage.app()
+    stage.configure(web.config(service=SLEEP))
+    web.publish("one")
+    assert agent("reconfigure").code == 0
+    other = machine_root / "other"
+    (machine_root / "srv").rename(other)
+    (machine_root / "srv").symlink_to(other)
+    ran = agent("stop", "--reset")
+    assert ran.code == 1
+    assert "srv" in ran.stderr
+    assert (other / "web/releases").is_dir()
+    assert (other / "web/current").is_symlink()
+
+
 def test_what_services_leave_behind_is_ended(stage: Stage, agent: Agent, machine_root: Path) -> None:
     web = stage.app()
     script = (

@@ -12,7 +12,7 @@ import pytest
 
 from bootagent import disks, mounts
 from bootagent.disks import filesystems
-from bootagent.errors import MachineError
+from bootagent.errors import CommandError, MachineError
 from bootagent.machine import Machine
 from bootagent.sandbox.loop_host import LoopHost
 from tests.host.disks import VOLUME, disk, plug
@@ -43,6 +43,16 @@ def device(host: LoopHost, machine: Machine, tmp_path: Path) -> Path:
     mounts.make_mountpoint(machine, "/data")
     mounts.mount(machine, device, "/data", "ext4", ("noatime", "nosuid"), 30)
     return device
+
+
+def test_what_is_mounted_in_a_tree_that_is_removed_keeps_what_it_holds(device: Path, machine: Machine) -> None:
+    (machine.root / "data/precious").write_text("kept")
+    release = machine.root / "srv/web/releases/20260101000000"
+    (release / "uploads").mkdir(parents=True)
+    machine.run(["mount", "--bind", machine.root / "data", release / "uploads"], timeout=10)
+    with pytest.raises(CommandError, match="one-file-system"):
+        machine.remove_tree(release)
+    assert (machine.root / "data/precious").read_text() == "kept"
 
 
 def test_a_mount_is_seen_with_all_there_is_to_know(device: Path, machine: Machine) -> None:

@@ -177,6 +177,7 @@ def test_the_standard_variables_say_where_metadata_is(monkeypatch: pytest.Monkey
         ({"lifecycle": "Warmed:Stopped"}, False),
         ({"rebalance": "{}", "maintenance": "[{}]"}, False),
         ({"lifecycle": "Terminated"}, True),
+        ({"lifecycle": "Warmed:Terminated"}, True),
         ({"spot": '{"action": "hibernate"}'}, True),
     ],
 )
