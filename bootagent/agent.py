@@ -396,19 +396,30 @@ class _Run:
             return False
 
     def _all_serve(self) -> bool:
-        if not self._state.apps or self._document is None:
-            return False
-        definitions = self._document.tables["runit"]["definitions"]
-        if not any(servicedir.installed(self._machine, definitions, name) for name in self._state.apps):
+        if not self._state.apps or not any(map(self._services_of, self._state.apps)):
             return False  # as after a stop
-        for name, app in self._state.apps.items():
-            if not app.in_place and release.observe(self._machine, app.deploy_to).current is None:
-                return False
-            for service in servicedir.installed(self._machine, definitions, name):
-                found = runit.status(self._machine.real(definitions) / service / "service")
-                if found is None or found.state != "run":
-                    return False
-        return True
+        return all(map(self._serves, self._state.apps))
+
+    def _serves(self, name: str) -> bool:
+        """Whether an app known from before has its current release, and all services that it has are up."""
+        app = self._state.apps[name]
+        if not app.in_place and release.observe(self._machine, app.deploy_to).current is None:
+            return False
+        found = [runit.status(directory / "service") for directory in self._services_of(name)]
+        return all(one is not None and one.state == "run" for one in found)
+
+    def _still_serves(self, name: str) -> bool:
+        try:
+            return name in self._state.apps and bool(self._services_of(name)) and self._serves(name)
+        except (BootagentError, OSError):
+            return False
+
+    def _services_of(self, name: str) -> list[Path]:
+        if self._document is None:
+            return []
+        definitions = self._document.tables["runit"]["definitions"]
+        installed = servicedir.installed(self._machine, definitions, name)
+        return [self._machine.real(definitions) / service for service in installed]
 
     # --- carry out ---------------------------------------------------------------------------------------------
 
@@ -458,6 +469,9 @@ class _Run:
         """Have traffic come once all of the role serves, and keep it away when some of it does not serve at all."""
         names = [app.name for app in self.config.apps] if self.config else []
         failed = [name for name in names if name in endings and endings[name].exit_code == EXIT_FAILED]
+        # What could not even be planned may still serve as before: that is no reason to take the node out.
+        planned = {lane.app for lane in made.lanes if lane.intent != "nothing"}
+        failed = [name for name in failed if name in planned or not self._still_serves(name)]
         whole = all(name in endings for name in names) or self._something_serves()
         lane = made.withdraw if failed else made.announce if whole else None
         if lane is None:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from bootagent.errors import BootagentError, CommandError
+from bootagent.errors import BootagentError, CommandError, MachineError
 
 #: The whole environment a program gets unless it is given more: a boot has none to inherit.
 MINIMAL_ENVIRONMENT: Mapping[str, str] = {
@@ -102,20 +102,20 @@ class Machine:
     def identity(self, user: str | None, group: str | None = None) -> Identity | None:
         """The identity to act as for ``user``; None means "as I am": no user was named, it is us, or we are not root.
 
-        Raises BootagentError when the user or group does not exist.
+        Raises MachineError when the user or group does not exist.
         """
         if user is None or os.geteuid() != 0:
             return None
         try:
             entry = pwd.getpwnam(user)
         except KeyError:
-            raise BootagentError(
+            raise MachineError(
                 f"user {user!r} does not exist on this machine", remedy=f"create it, e.g. adduser --system {user}"
             ) from None
         try:
             main = grp.getgrnam(group) if group else grp.getgrgid(entry.pw_gid)
         except KeyError:
-            raise BootagentError(f"group {group or entry.pw_gid!r} does not exist on this machine") from None
+            raise MachineError(f"group {group or entry.pw_gid!r} does not exist on this machine") from None
         if entry.pw_uid == os.geteuid() and main.gr_gid == os.getegid():
             return None
         extra = tuple(gid for gid in os.getgrouplist(user, entry.pw_gid) if gid != main.gr_gid)

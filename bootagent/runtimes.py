@@ -70,7 +70,7 @@ def find(
 ) -> Shims | None:
     """The shims for a service that finds its ``.tool-versions`` in one of ``places``; None: it needs none.
 
-    ``env`` may say where a manager keeps its data. Raises BootagentError when the manager asked for is not there, or
+    ``env`` may say where a manager keeps its data. Raises MachineError when the manager asked for is not there, or
     is not for root to run, and MachineError when the places do not answer.
     """
     for manager in _MANAGERS:
@@ -80,7 +80,7 @@ def find(
         data = next((place for place in looked if _has_shims(place)), None)
         if data is None:
             if kind == manager.name:
-                raise BootagentError(
+                raise MachineError(
                     f"runtime is {kind!r}, and there is no shims/ in {', '.join(map(str, looked))}",
                     remedy=f"install {kind} in the image, or say {manager.variable} in env",
                 )
@@ -121,7 +121,7 @@ def _is_used(machine: Machine, manager: _Manager, places: tuple[Path, ...], iden
 def _check_trust(data: Path, identity: Identity | None) -> None:
     """Only root runs shims as root."""
     if identity is None and os.geteuid() == 0 and (why := writable_by_others(data / "shims")):
-        raise BootagentError(
+        raise MachineError(
             f"a service of root cannot use the shims in {data}: {why}",
             remedy='give it a user, say runtime = "none", or chown them to root',
         )

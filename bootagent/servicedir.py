@@ -25,7 +25,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from bootagent import beneath, cgroups, runit
-from bootagent.errors import BootagentError
+from bootagent.errors import BootagentError, MachineError
 from bootagent.machine import MINIMAL_ENVIRONMENT, Identity, Machine, login_environment
 from bootagent.runscript import RunScript, together
 from bootagent.runtimes import Shims
@@ -229,7 +229,7 @@ class ServiceDirectory:
             if os.fstat(log).st_uid == uid:
                 return
             if not self.log.startswith(OWN_LOGS):
-                raise BootagentError(
+                raise MachineError(
                     f"log directory {self.log} of {self.name} does not belong to its user", remedy="chown it"
                 )
             for entry in os.scandir(log):  # the service's user has changed

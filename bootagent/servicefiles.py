@@ -74,7 +74,8 @@ def from_release(release: Path, relative: str) -> Files:
         if content.partition(b"\n")[0].startswith(b"#!") and content.partition(b"\n")[0].endswith(b"\r"):
             raise BootagentError(f"{relative}/{path} of the release has DOS line ends", remedy="convert it")
         executable = mode & 0o100 or path in _SCRIPTS or path.startswith("control/")
-        found.append((path, content, 0o755 if executable else 0o644))
+        mode = (mode & 0o755) | 0o600  # what the release keeps from others stays so
+        found.append((path, content, mode | (mode & 0o444) >> 2 if executable else mode))
     if "run" not in [path for path, _, _ in found]:
         raise BootagentError(f"{relative} of the release has no run script")
     return tuple(found)

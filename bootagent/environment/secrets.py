@@ -123,7 +123,8 @@ def require_memory(machine: Machine) -> None:
     if machine.root != Path("/"):
         return
     table = mounts.table()
-    for point in (PLACE, *map(str, PurePosixPath(PLACE).parents)):
+    # They are copied to a sibling of this place, too: what counts is what is mounted above both.
+    for point in map(str, PurePosixPath(PLACE).parents):
         if found := mounts.topmost(table, mounts.place(machine, point)):
             if found.filesystem in _IN_MEMORY:
                 return

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bootagent.errors import BootagentError
-from bootagent.servicefiles import FREE, OWN_RUN, Confinement, confined, from_command
+from bootagent.servicefiles import FREE, OWN_RUN, Confinement, confined, from_command, from_release
 
 FILES = (("finish", b"f", 0o755), ("run", b"#!/bin/sh\nexec sleep 1\n", 0o755))
 
@@ -42,6 +42,17 @@ def test_zero_is_a_limit_too() -> None:
 def test_a_release_with_a_file_of_our_name_is_told() -> None:
     with pytest.raises(BootagentError, match=r"file run\.own"):
         confined((*FILES, (OWN_RUN, b"", 0o644)), Confinement("027"))
+
+
+def test_what_a_release_keeps_from_others_stays_so(tmp_path: Path) -> None:
+    modes = {"run": 0o644, "finish": 0o700, "env/SECRET": 0o600, "env/NAME": 0o664}
+    for path, mode in modes.items():
+        file = tmp_path / "service/web" / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("#!/bin/sh\n")
+        file.chmod(mode)
+    found = {path: mode for path, _, mode in from_release(tmp_path, "service/web")}
+    assert found == {"run": 0o755, "finish": 0o700, "env/SECRET": 0o600, "env/NAME": 0o644}
 
 
 def test_a_command_runs_in_its_directory_word_for_word() -> None:
