@@ -69,7 +69,7 @@ def test_a_role_narrows_the_services(stage: Stage, web: App, agent: Agent) -> No
     )
     ran = agent("reconfigure")
     assert ran.code == 1
-    assert "asks for service tow, and web has one, two" in ran.stderr
+    assert "is to run tow, and web has one, two" in ran.stderr
 
 
 def test_a_service_defined_in_the_configuration(stage: Stage, web: App, agent: Agent) -> None:
