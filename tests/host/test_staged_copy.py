@@ -118,6 +118,8 @@ def test_an_origin_that_is_absent_empty_or_no_directory_is_an_error(machine: Mac
 
 
 def test_a_copy_that_takes_too_long_is_given_up(machine: Machine) -> None:
+    for number in range(2000):
+        (machine.real(ORIGIN) / f"file{number}").write_bytes(b"x" * 10_000)
     start = time.monotonic()
     with pytest.raises(MachineError, match=r"could not be copied within 0\.001 s"):
         step(within=0.001).apply(machine)
