@@ -106,7 +106,7 @@ def together(machine: Machine, name: str) -> Path:
 
 def _only_here(machine: Machine) -> list[str]:
     """In an image made of this instance, what is to run is for the agent to say first."""
-    instance = _hardware_id(machine)
+    instance = hardware_id(machine)
     if not instance:
         return []
     return [
@@ -121,7 +121,7 @@ def _as_in_table(path: str) -> str:
     return "".join(f"\\{ord(char):03o}" if char in " \t\n\\" else char for char in path)
 
 
-def _hardware_id(machine: Machine) -> str | None:
+def hardware_id(machine: Machine) -> str | None:
     """The instance id as the firmware has it; None where it has none."""
     try:
         found = machine.real(HARDWARE_ID).read_text(errors="replace").strip()

@@ -6,17 +6,15 @@ all that is needed for that without metadata or a configuration. EC2 is the trut
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from bootagent.errors import MachineError
 from bootagent.journal import boot_id
-from bootagent.machine import Machine, sync_directory
-from bootagent.traffic.registrations import HARDWARE_ID
+from bootagent.machine import Machine
+from bootagent.runscript import hardware_id
+from bootagent.traffic import own_file
 
 PATH = "/var/lib/bootagent/elastic_ip.json"
-VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -35,54 +33,26 @@ def load(machine: Machine, instance_id: str | None) -> HeldAddress | None:
     Without ``instance_id``, as when there is no time to ask for it, only what was seen in this boot counts, or what
     belongs to the instance that the hardware says this is. Raises MachineError.
     """
-    path = machine.real(PATH)
-    try:
-        found = _from_json(json.loads(path.read_bytes()))
-    except FileNotFoundError:
+    found = own_file.load(machine, PATH, _parsed)
+    if found is None:
         return None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        path.replace(path.with_name(f"{path.name}.damaged"))
-        return None
-    except OSError as error:
-        raise MachineError(f"cannot read {PATH}: {error.strerror}") from None
     if instance_id is None:
-        return found if found.boot_id == boot_id() or found.instance_id == _hardware_id(machine) else None
+        return found if found.boot_id == boot_id() or found.instance_id == hardware_id(machine) else None
     return found if found.instance_id == instance_id else None
 
 
 def save(machine: Machine, held: HeldAddress) -> None:
     """Write it down atomically and durably. Raises MachineError."""
-    path = machine.real(PATH)
-    content = json.dumps({"version": VERSION, **asdict(held)}, indent=1).encode() + b"\n"
-    try:
-        machine.make_directory(path.parent, mode=0o700)
-        machine.write(path, content, mode=0o600)
-    except OSError as error:
-        raise MachineError(f"cannot write {PATH}: {error.strerror}") from None
+    own_file.save(machine, PATH, held)
 
 
 def forget(machine: Machine) -> None:
     """Remove it, if it is there, durably. Raises MachineError."""
-    path = machine.real(PATH)
-    try:
-        path.unlink(missing_ok=True)
-        if path.parent.is_dir():
-            sync_directory(path.parent)
-    except OSError as error:
-        raise MachineError(f"cannot remove {PATH}: {error.strerror}") from None
+    own_file.forget(machine, PATH)
 
 
-def _from_json(found: Any) -> HeldAddress:
-    if found.pop("version") != VERSION:
-        raise ValueError("of another version")
+def _parsed(found: Any) -> HeldAddress:
     held = HeldAddress(**found)
     if not isinstance(held.instance_id, str) or not isinstance(held.allocation, str):
         raise TypeError("instance_id and allocation are text")
     return held
-
-
-def _hardware_id(machine: Machine) -> str | None:
-    try:
-        return machine.real(HARDWARE_ID).read_text(errors="replace").strip()
-    except OSError:
-        return None

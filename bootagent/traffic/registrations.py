@@ -6,18 +6,15 @@ machine needs to take itself out without metadata or a configuration. The balanc
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from bootagent.errors import MachineError
 from bootagent.journal import boot_id
-from bootagent.machine import Machine, sync_directory
+from bootagent.machine import Machine
+from bootagent.runscript import hardware_id
+from bootagent.traffic import own_file
 
 PATH = "/var/lib/bootagent/traffic.json"
-VERSION = 1
-#: Where the firmware of a Nitro instance shows its id; others show nothing of the kind.
-HARDWARE_ID = "/sys/class/dmi/id/board_asset_tag"
 
 Kind = Literal["target group", "load balancer"]
 
@@ -90,17 +87,10 @@ def load(machine: Machine, instance_id: str | None) -> Registrations | None:
     when there is no time to ask for it, that counts only what was told or confirmed in this boot, or by the instance
     that the hardware says this is.
     """
-    path = machine.real(PATH)
-    try:
-        found = _from_json(json.loads(path.read_bytes()))
-    except FileNotFoundError:
+    found = own_file.load(machine, PATH, _parsed)
+    if found is None:
         return None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        path.replace(path.with_name(f"{path.name}.damaged"))
-        return None
-    except OSError as error:
-        raise MachineError(f"cannot read {PATH}: {error.strerror}") from None
-    if instance_id is None and _hardware_id(machine) != found.instance_id:
+    if instance_id is None and hardware_id(machine) != found.instance_id:
         found = replace(found, all=tuple(one for one in found.all if one.boot_id == boot_id()))
     return found if found.all and instance_id in (None, found.instance_id) else None
 
@@ -119,29 +109,13 @@ def remove(machine: Machine, instance_id: str, registration: Registration) -> No
 
 
 def _save(machine: Machine, found: Registrations) -> None:
-    path = machine.real(PATH)
-    content = json.dumps({"version": VERSION, **asdict(found)}, indent=1).encode() + b"\n"
-    try:
-        if not found.all:
-            path.unlink(missing_ok=True)
-            sync_directory(path.parent)
-            return
-        machine.make_directory(path.parent, mode=0o700)
-        machine.write(path, content, mode=0o600)
-    except OSError as error:
-        raise MachineError(f"cannot write {PATH}: {error.strerror}") from None
+    if found.all:
+        own_file.save(machine, PATH, found)
+    else:
+        own_file.forget(machine, PATH)
 
 
-def _from_json(found: Any) -> Registrations:
-    if found["version"] != VERSION:
-        raise ValueError(found["version"])
+def _parsed(found: Any) -> Registrations:
     if not isinstance(found["instance_id"], str):
         raise TypeError("instance_id is text")
     return Registrations(found["instance_id"], found["region"], tuple(Registration(**one) for one in found["all"]))
-
-
-def _hardware_id(machine: Machine) -> str | None:
-    try:
-        return machine.real(HARDWARE_ID).read_text(errors="replace").strip()
-    except OSError:
-        return None

@@ -14,6 +14,7 @@ from bootagent.journal import boot_id
 from bootagent.machine import Machine
 from bootagent.plan import Lane, Moment, Plan, Told
 from bootagent.plan.traffic import DOOMED_DRAIN_SECONDS, DRAIN_SECONDS
+from bootagent.runscript import HARDWARE_ID
 from bootagent.steps.deregistered import Deregistered
 from bootagent.steps.elastic_ip import ElasticIpGivenBack, ElasticIpHeld
 from bootagent.steps.registered import Registered
@@ -161,7 +162,7 @@ def test_an_image_brings_nothing_along(tmp_path: Path) -> None:
     assert registrations.load(machine, None) is None
     assert registrations.load(machine, "i-1") is not None
     # The firmware of a Nitro instance tells that it is the one, without being asked over the network.
-    hardware = machine.real(registrations.HARDWARE_ID)
+    hardware = machine.real(HARDWARE_ID)
     hardware.parent.mkdir(parents=True)
     hardware.write_text("i-1\n")
     assert registrations.load(machine, None) is not None
