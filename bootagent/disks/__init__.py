@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from bootagent.errors import BootagentError, MachineError
@@ -155,11 +156,16 @@ def is_free(device: Path) -> bool:
     return True
 
 
-def wait_until_free(machine: Machine, device: Path, within: float) -> None:
-    """Wait until nothing holds the device, such as a mkfs of a run that was killed. Raises MachineError."""
+def wait_until_free(
+    machine: Machine, device: Path, within: float, *, unless: Callable[[], bool] = lambda: False
+) -> None:
+    """Wait until nothing holds the device, such as a mkfs of a run that was killed, or ``unless`` is so.
+
+    Raises MachineError.
+    """
     deadline = time.monotonic() + within
     told = False
-    while not is_free(device):
+    while not is_free(device) and not unless():
         if time.monotonic() > deadline:
             raise MachineError(f"{device} is in use", remedy="unmount it, or see who holds it: lsblk")
         if not told:

@@ -101,11 +101,12 @@ class MountedVolume:
 
     def _filesystem(self, machine: Machine, record: Record, device: Path) -> str:
         """What is on the device, after something was made on it if it is blank and may be written to."""
-        mounted = mounts.of_device(machine, disks.number(device))
+        number = disks.number(device)
+        if record.blank:  # a mkfs or a mount of a run that was killed goes on
+            disks.wait_until_free(machine, device, self.within, unless=lambda: bool(mounts.of_device(machine, number)))
+        mounted = mounts.of_device(machine, number)
         if mounted:
             return mounted[0].filesystem
-        if record.blank:  # a mkfs of a run that was killed goes on
-            disks.wait_until_free(machine, device, self.within)
         disks.verify(machine, device, record.volume_id or "")
         found = filesystems.content(machine, device)
         if found.filesystem:
@@ -173,6 +174,8 @@ class MountedVolume:
         try:
             mounts.mount(machine, device, point, filesystem, self._options(filesystem), _left(deadline))
         except MachineError as error:
+            if self._shows(machine, point, device):  # by the mount of a run that was killed, which went on
+                return
             cause = error.__cause__
             if not isinstance(cause, CommandError) or not cause.tail:  # it was late
                 raise
