@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from bootagent import __version__, footprint, leaving, plan, readiness, release, runit, servicedir, state, telling
+from bootagent import __version__, footprint, leaving, plan, readiness, release, state, telling
 from bootagent.config import resolve
 from bootagent.config.document import Document
 from bootagent.config.model import App, Config
@@ -33,6 +33,7 @@ from bootagent.journal import Hearer, Journal, boot_id, timestamp, uptime
 from bootagent.lock import Lock
 from bootagent.machine import Machine, Note, Transfer
 from bootagent.plan import DEPLOYING, Lane, Phase, Plan
+from bootagent.services import runit, servicedir
 from bootagent.state import Failure, LastRun, Pending, ReleaseRecord, State
 from bootagent.steps.base import Step
 from bootagent.survey import (

@@ -9,9 +9,9 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
-from bootagent import runit, servicedir
 from bootagent.imds import Metadata, is_disabled
 from bootagent.machine import Machine
+from bootagent.services import runit, servicedir
 from bootagent.steps.base import Step
 
 #: The daemon keeps this file while a launch may wait for what the runs find.

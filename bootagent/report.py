@@ -10,11 +10,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bootagent import boottime, journal, lock, release, runit, servicedir, state
+from bootagent import boottime, journal, lock, release, state
 from bootagent.console import table
 from bootagent.errors import EXIT_DEGRADED, EXIT_DONE, EXIT_FAILED, EXIT_TRY_LATER, EXIT_USAGE, BootagentError, plain
 from bootagent.machine import Machine
 from bootagent.plan import PHASES, Attachment, Plan
+from bootagent.services import runit, servicedir
 from bootagent.survey import traffic_told
 
 WAIT_POLL_SECONDS = 0.5

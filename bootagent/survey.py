@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from bootagent import aws, leaving, mounts, nfs, plan, records, release, servicedir, sources
+from bootagent import aws, leaving, mounts, nfs, plan, records, release, sources
 from bootagent.config import document, order, quantities, resolve
 from bootagent.config.document import Document
 from bootagent.config.model import App, Config, DataVolume, EbsSource, GitSource, NfsSource
@@ -23,6 +23,7 @@ from bootagent.journal import boot_id
 from bootagent.machine import Machine
 from bootagent.plan import Known, Moment, Plan
 from bootagent.release import Layout
+from bootagent.services import servicedir
 from bootagent.state import State
 from bootagent.traffic import held_address, registrations
 from bootagent.turns import turns

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bootagent import beneath, runtimes, servicedir
+from bootagent import beneath
 from bootagent.config.model import App, Config, Service
 from bootagent.console import table
 from bootagent.environment import directories, secrets
@@ -15,6 +15,7 @@ from bootagent.environment.fetch import Asked
 from bootagent.errors import UsageError
 from bootagent.machine import MINIMAL_ENVIRONMENT, Identity, Machine, login_environment
 from bootagent.plan import environment, parts
+from bootagent.services import runtimes, servicedir
 
 #: Where a variable comes from, when it is neither a directory nor a secret's origin.
 MINIMAL, LOGIN, CONFIGURED, AGENT, SHIMS = "minimal", "login", "configuration", "the agent", "version manager"

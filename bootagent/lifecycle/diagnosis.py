@@ -8,12 +8,13 @@ import os
 from datetime import datetime, timezone
 from typing import Any
 
-from bootagent import aws, report, servicedir, state
+from bootagent import aws, report, state
 from bootagent.errors import BootagentError, plain
 from bootagent.journal import timestamp
 from bootagent.lifecycle.place import Place
 from bootagent.lifecycle.verdict import RunEnd, failure
 from bootagent.machine import Machine
+from bootagent.services import servicedir
 from bootagent.survey import DEFINITIONS
 
 #: Of a run's journal, no more than its last records.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bootagent import cgroups
 from bootagent.config.model import App, Check, Config, EbsSource, NfsSource, Runit, S3Source, Service
 from bootagent.ebs.snapshots import Snapshot
 from bootagent.git_repository import Commit
@@ -10,7 +9,8 @@ from bootagent.plan import environment
 from bootagent.plan.lane import Known, Moment
 from bootagent.plan.volumes import is_on_volumes, of_another_kind, restored, retired_volumes
 from bootagent.pull.bundle import Bundle, Limits
-from bootagent.servicefiles import Confinement
+from bootagent.services import cgroups
+from bootagent.services.servicefiles import Confinement
 from bootagent.sources import Content, Tree
 from bootagent.steps.base import Step
 from bootagent.steps.current import Current

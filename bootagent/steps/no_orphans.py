@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from bootagent import processes, runit, servicedir
+from bootagent import processes
 from bootagent.errors import ServiceError
 from bootagent.machine import Machine, Note
 from bootagent.processes import Process
+from bootagent.services import runit, servicedir
 
 #: How long KILL may take to have its effect.
 KILLED_SECONDS = 5.0

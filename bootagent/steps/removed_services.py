@@ -5,9 +5,9 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from bootagent import runit, servicedir
 from bootagent.errors import ServiceError
 from bootagent.machine import Machine
+from bootagent.services import runit, servicedir
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from bootagent import beneath, cgroups, runit, runtimes, servicedir, servicefiles
-from bootagent.bringup import Reload, Watch, bring_up
+from bootagent import beneath
 from bootagent.environment import directories, secrets
 from bootagent.environment.concealed import Concealed
 from bootagent.environment.directories import Tree
 from bootagent.errors import BootagentError, MachineError
-from bootagent.health import command_problem, http_problem, tcp_problem
 from bootagent.machine import Machine, Note
-from bootagent.servicedir import LogEnd, ServiceDirectory
-from bootagent.servicefiles import FREE, Confinement
+from bootagent.services import cgroups, runit, runtimes, servicedir, servicefiles
+from bootagent.services.bringup import Reload, Watch, bring_up
+from bootagent.services.health import command_problem, http_problem, tcp_problem
+from bootagent.services.servicedir import LogEnd, ServiceDirectory
+from bootagent.services.servicefiles import FREE, Confinement
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 Marker = Mapping[str, str | None]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bootagent import hooks, mounts, runit
+from bootagent import hooks, mounts
 from bootagent.errors import BootagentError
 from bootagent.machine import Machine
+from bootagent.services import runit
 
 #: How long a release that is read in place has to answer: its server may be dead.
 PROBE_SECONDS = 10.0

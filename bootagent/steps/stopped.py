@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from bootagent import runit, servicedir
 from bootagent.errors import ServiceError
 from bootagent.machine import Identity, Machine, Note
+from bootagent.services import runit, servicedir
 from bootagent.turns import turns
 
 #: A service that runsv finds with it is not started: runsv(8). The next run takes it away.

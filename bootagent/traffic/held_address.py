@@ -11,7 +11,7 @@ from typing import Any
 
 from bootagent.journal import boot_id
 from bootagent.machine import Machine
-from bootagent.runscript import hardware_id
+from bootagent.services.runscript import hardware_id
 from bootagent.traffic import own_file
 
 PATH = "/var/lib/bootagent/elastic_ip.json"

@@ -17,9 +17,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bootagent import runit
 from bootagent.pointer import Pointer
 from bootagent.sandbox.cloud import Cloud
+from bootagent.services import runit
 
 BUCKET = "deploys"
 #: Root in the tests' own machine runs the apps as this user; anybody else runs them as himself.

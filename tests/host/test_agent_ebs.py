@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from bootagent import runit
 from bootagent.sandbox.cloud import Cloud
 from bootagent.sandbox.disks import Disks
 from bootagent.sandbox.loop_host import LoopHost
+from bootagent.services import runit
 from tests.conftest import TAGS, Agent, agent_argv
 from tests.host.stage import SERVER, App, Stage, Tree
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from bootagent import runit
 from bootagent.sandbox.cloud import Cloud
 from bootagent.sandbox.supervisor import Supervisor
+from bootagent.services import runit
 from tests.conftest import Agent
 from tests.host.stage import App, Stage
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from bootagent.config import resolve
 from bootagent.config.document import Document
 from bootagent.errors import ConfigError
-from bootagent.runit import environment_directory
+from bootagent.services.runit import environment_directory
 
 
 def through_chpst(

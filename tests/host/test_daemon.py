@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from bootagent import runit
 from bootagent.daemon import notices
 from bootagent.sandbox.cloud import Cloud
 from bootagent.sandbox.supervisor import Supervisor
+from bootagent.services import runit
 from tests.conftest import Agent, agent_argv, processes_of
 from tests.host.stage import App, Stage
 

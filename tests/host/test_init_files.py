@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from bootagent import runit
 from bootagent.sandbox.cloud import Cloud
+from bootagent.services import runit
 from tests.host.stage import App, Stage
 
 CHECKOUT = Path(__file__).parents[2]

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from bootagent import runit
-from bootagent.cgroups import Limits
 from bootagent.errors import MachineError
 from bootagent.machine import Identity, Machine
 from bootagent.sandbox.supervisor import Supervisor
-from bootagent.servicedir import ServiceDirectory, remove
-from bootagent.servicefiles import OWN_RUN, Files, from_command
+from bootagent.services import runit
+from bootagent.services.cgroups import Limits
+from bootagent.services.servicedir import ServiceDirectory, remove
+from bootagent.services.servicefiles import OWN_RUN, Files, from_command
 from tests.conftest import Agent
 from tests.host.stage import App, Stage
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from bootagent import runit
+from bootagent.services import runit
 from tests.conftest import Agent
 from tests.host.stage import App, Stage
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bootagent import runit
+from bootagent.services import runit
 from tests.conftest import Agent
 from tests.host.stage import USER, App, Stage
 

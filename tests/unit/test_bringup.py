@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from bootagent import runit
-from bootagent.bringup import Watch, bring_up
 from bootagent.errors import BootagentError, MachineError, ServiceError
 from bootagent.machine import Machine
-from bootagent.servicedir import ServiceDirectory
+from bootagent.services import runit
+from bootagent.services.bringup import Watch, bring_up
+from bootagent.services.servicedir import ServiceDirectory
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from bootagent import cgroups
-from bootagent.cgroups import Limits
 from bootagent.errors import MachineError
 from bootagent.machine import Machine
+from bootagent.services import cgroups
+from bootagent.services.cgroups import Limits
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from bootagent.journal import boot_id
 from bootagent.machine import Machine
 from bootagent.plan import Lane, Moment, Plan, Told
 from bootagent.plan.traffic import DOOMED_DRAIN_SECONDS, DRAIN_SECONDS
-from bootagent.runscript import HARDWARE_ID
+from bootagent.services.runscript import HARDWARE_ID
 from bootagent.steps.deregistered import Deregistered
 from bootagent.steps.elastic_ip import ElasticIpGivenBack, ElasticIpHeld
 from bootagent.steps.registered import Registered

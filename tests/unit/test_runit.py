@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from bootagent import runit
 from bootagent.machine import Machine
-from bootagent.runit import Status, parse_status
+from bootagent.services import runit
+from bootagent.services.runit import Status, parse_status
 
 #: Recorded with runit 2.1.2 around Unix time 0x6b00a4a7, which is TAI64 0x400000006b00a4b1.
 SINCE = 0x6B00A4A7

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from bootagent import runtimes
 from bootagent.errors import BootagentError
 from bootagent.machine import MINIMAL_ENVIRONMENT, Machine
-from bootagent.runtimes import Kind, Shims
+from bootagent.services import runtimes
+from bootagent.services.runtimes import Kind, Shims
 
 pytestmark = pytest.mark.spawns  # the user is asked what he can see
 

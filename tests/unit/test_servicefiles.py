@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bootagent.errors import BootagentError
-from bootagent.servicefiles import FREE, OWN_RUN, Confinement, confined, from_command, from_release
+from bootagent.services.servicefiles import FREE, OWN_RUN, Confinement, confined, from_command, from_release
 
 FILES = (("finish", b"f", 0o755), ("run", b"#!/bin/sh\nexec sleep 1\n", 0o755))
 

@@ -135,7 +135,7 @@ def put_newer(built: Built, root: Root, tmp_path: Path) -> None:
     with_wheels(checkout)
     version = checkout / "bootagent/__init__.py"
     version.write_text(version.read_text().replace('__version__ = "', '__version__ = "9.'))
-    git(checkout, "rm", "--quiet", "bootagent/health.py")
+    git(checkout, "rm", "--quiet", "bootagent/services/health.py")
     git(checkout, "commit", "--quiet", "--all", "--message=newer")
     made = Path(build(checkout, tmp_path / "out", "deb").strip())
     shutil.copy(made, root.path("/tmp/newer.deb"))

@@ -11,10 +11,11 @@ from pathlib import Path
 from threading import Event
 from typing import Protocol, TypeVar
 
-from bootagent import processes, runit, servicedir
+from bootagent import processes
 from bootagent.errors import MachineError, ServiceError
 from bootagent.machine import Machine, Note
-from bootagent.servicedir import LogEnd, ServiceDirectory
+from bootagent.services import runit, servicedir
+from bootagent.services.servicedir import LogEnd, ServiceDirectory
 
 #: A check must pass on so many looks in a row, and on every look of this part of the time it is to be up.
 LOOKS = 3

@@ -18,8 +18,8 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from bootagent import cgroups
 from bootagent.machine import MINIMAL_ENVIRONMENT, Identity, Machine
+from bootagent.services import cgroups
 
 #: Where the firmware of a Nitro instance shows its id; others show nothing of the kind. An image made of an instance
 #: carries its services along: they must not start as those of the old instance before the new one knows its tags.

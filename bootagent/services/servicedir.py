@@ -24,12 +24,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from bootagent import beneath, cgroups, runit
+from bootagent import beneath
 from bootagent.errors import BootagentError, MachineError
 from bootagent.machine import MINIMAL_ENVIRONMENT, Identity, Machine, login_environment
-from bootagent.runscript import RunScript, together
-from bootagent.runtimes import Shims
-from bootagent.servicefiles import FREE, Confinement, Files, confined
+from bootagent.services import cgroups, runit
+from bootagent.services.runscript import RunScript, together
+from bootagent.services.runtimes import Shims
+from bootagent.services.servicefiles import FREE, Confinement, Files, confined
 
 MARKER = "bootagent.json"
 #: Where logs go unless configured; what is there is ours to give to whoever the service's user is now.
