@@ -1,0 +1,94 @@
+"""A stop: what it is to take down, from what was noted, and taking it down whatever else fails."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from bootagent import plan, telling
+from bootagent.agent.request import Ending, Outcome, worst
+from bootagent.agent.work import Work
+from bootagent.errors import EXIT_DONE, EXIT_FAILED, BootagentError, ConfigError
+from bootagent.machine import Machine, Note, Transfer
+from bootagent.plan import Lane, Phase, Plan
+from bootagent.survey import around_a_stop, load_document, services_to_stop, side_by_side, traffic_told
+
+
+def planned(work: Work) -> Plan:
+    """The plan of a stop.
+
+    A machine that goes down has no time for metadata; nor must a broken configuration keep services up.
+    """
+    try:
+        work.document = load_document(work.request.config)
+    except ConfigError as error:
+        work.journal.record("fault", error=str(error))
+    work.memory.stopped()
+    services = services_to_stop(work.document, work.memory.state, work.machine)
+    around = around_a_stop(work.document, work.memory.state, work.machine, work.request.extent)
+    made = plan.stop(services, around, work.request.reason)
+    return replace(made, lanes=(*_traffic_off(work), *made.lanes))
+
+
+def take_down(work: Work, made: Plan) -> Outcome:
+    """Carry out a stop: whatever one step could not do, every other has its turn."""
+    errors: dict[str, list[BootagentError]] = {lane.app: [] for lane in made.lanes}
+    notes: list[Note] = []
+    work.machine = _hearing(work.machine, notes)
+    for phase in plan.STOPPING:
+        for turn in reversed(plan.in_turns(made.lanes)) if phase == "stop" else [made.lanes]:
+            found = side_by_side(lambda lane, phase=phase: _errors(work, lane, phase), turn)
+            for lane, failed in zip(turn, found, strict=True):
+                errors[lane.app] += failed
+    endings = {lane.app: _ending(lane, errors[lane.app], work.request.extent, notes) for lane in made.lanes}
+    if work.request.extent == "reset" and not any(errors.values()):
+        work.memory.forget_all()
+    code = worst(endings)
+    return Outcome(code, endings, transient=code != EXIT_DONE)
+
+
+def _traffic_off(work: Work) -> tuple[Lane, ...]:
+    try:
+        told = traffic_told(work.machine, None)
+    except BootagentError as error:
+        work.journal.record("fault", error=str(error))
+        return ()
+    if not told.names:
+        return ()
+    extent = work.request.extent
+    return (plan.off(told, extent, work.request.reason, doomed=extent == "shutdown"),)
+
+
+def _errors(work: Work, lane: Lane, phase: Phase) -> list[BootagentError]:
+    failures = [work.run_steps((step,), phase, lane.app) for step in lane.steps.get(phase, ())]
+    return [error for error in failures if error]
+
+
+def _ending(lane: Lane, errors: Sequence[BootagentError], extent: plan.Extent, notes: Sequence[Note]) -> Ending:
+    own = [note for note in notes if str(note.details.get("service")).startswith(f"{lane.app}.")]
+    killed = "".join(f"; {note.label}" for note in own if "killed_after" in note.details)
+    if errors:
+        failures = [telling.failure_of(error, lane.app) for error in errors]
+        tail = "\n".join(failure.tail for failure in failures if failure.tail)
+        return Ending(EXIT_FAILED, "; ".join(map(str, errors)) + killed, tail, transient=True, failure=failures[0])
+    if lane.intent == "withdraw":
+        return Ending(EXIT_DONE, lane.reason)
+    if lane.app != plan.MACHINE:
+        return Ending(EXIT_DONE, f"its services are down{killed}; {lane.reason}")
+    removed = [str(note.details["what"]) for note in notes if note.label == "removed"]
+    if extent == "reset" and removed:
+        return Ending(EXIT_DONE, f"it is as before its first boot; removed {', '.join(removed)}")
+    said = {"shutdown": "nothing is mounted", "stop": "it is as before the boot", "reset": "as before its first boot"}
+    return Ending(EXIT_DONE, said[extent])
+
+
+def _hearing(machine: Machine, notes: list[Note]) -> Machine:
+    """The same machine; what steps tell in notes is added to ``notes``."""
+    listener = machine.tell
+
+    def hear(event: Transfer | Note) -> None:
+        if isinstance(event, Note):
+            notes.append(event)
+        listener(event)
+
+    return Machine(machine.root, hear)
