@@ -127,11 +127,10 @@ def _owners(document: Document, word: str, apps: Sequence[str]) -> list[str]:
     """What a word of the tag may mean, as ``APP.SERVICE``, or ``APP.*`` for all of an app's."""
     if word in apps:
         return [f"{word}.*"]
-    tables, (app, dot, _) = document.tables["apps"], word.partition(".")
+    tables, (app, dot, name) = document.tables["apps"], word.partition(".")
     if dot:
-        # What services a release brings is seen only once it is there.
-        may_be = app in apps and (word in _known(document, [app]) or not tables[app]["services"])
-        return [word] if may_be else []
+        # A release may bring services beside those configured. That is seen once it is there, and others refused then.
+        return [word] if app in apps and name else []
     if len(apps) == 1 and not tables[apps[0]]["services"]:
         return [f"{apps[0]}.{word}"]
     return [f"{app}.{word}" for app in apps if word in tables[app]["services"]]

@@ -196,8 +196,8 @@ def test_everything_in_review_in_order_and_of_the_same_disk_one_service_in_produ
         ("canary", "web", "no mode 'canary' (tag Environment); known: production, review"),
         (
             "production",
-            "web.sever",
-            "names 'web.sever', which is no service or app of this mode; did you mean 'web.server'",
+            "sever",
+            "names 'sever', which is no service or app of this mode; did you mean 'web.server'",
         ),
         ("production", "db", "names 'db', which is no service or app of this mode"),
     ],

@@ -72,6 +72,31 @@ def test_a_role_narrows_the_services(stage: Stage, web: App, agent: Agent) -> No
     assert "is to run tow, and web has one, two" in ran.stderr
 
 
+def test_a_tag_may_name_a_service_that_only_the_release_brings(
+    stage: Stage, web: App, agent: Agent, cloud: Cloud
+) -> None:
+    modes = '[modes.staging]\napps = ["web"]\nnarrowed_by = "Service"\n'
+    stage.configure(web.config(service=own("one") + own("two")), roles=modes)
+    scripts = {f"config/service/{name}/run": RUN for name in ("one", "two", "three")}
+    web.publish("one", {**web.tree("one"), **scripts})
+    cloud.set_tag("Service", "web.tree")
+    ran = agent("reconfigure")
+    assert ran.code == 1
+    assert "is to run tree, and web has one, two, three" in ran.stderr
+    assert "correct services = [...] of the role, or the tag" in ran.stderr
+    assert not (stage.root / "etc/sv").exists()
+    assert stage.release_state("web", web.current) != "bad", "it is not to blame"
+
+    cloud.set_tag("Service", "web.three")
+    ran = agent("reconfigure")
+    assert ran.code == 0, ran.stderr
+    assert sorted(path.name for path in (stage.root / "etc/sv").iterdir()) == ["web.three"]
+    pid = web.pid("three")
+    cloud.set_tag("Service", "web.four")
+    assert agent("reconfigure").code == 1
+    assert web.pid("three") == pid, "what runs stays"
+
+
 def test_a_service_defined_in_the_configuration(stage: Stage, web: App, agent: Agent) -> None:
     service = own(
         "job",
@@ -84,7 +109,8 @@ def test_a_service_defined_in_the_configuration(stage: Stage, web: App, agent: A
     assert ran.code == 0, ran.stderr
     environment = Path(f"/proc/{web.pid('job')}/environ").read_bytes().split(b"\0")
     assert b'GREETING=hello staging: $HOME `id` "quoted"\nsecond line' in environment
-    assert not [line for line in environment if line.startswith((b"AWS_", b"BOOTAGENT_")) and b"_SERVICE=" not in line]
+    ours = [line for line in environment if line.startswith((b"AWS_", b"BOOTAGENT_"))]
+    assert ours == [f"BOOTAGENT_SERVICE={stage.root}/etc/sv/web.job".encode()]
     assert (stage.root / "etc/sv/web.job/env/GREETING").stat().st_mode & 0o077 == 0
     log = (stage.root / "var/log/job/current").read_text()
     assert "hello staging" in log and str(web.deploy_to / "current") in log
@@ -93,12 +119,18 @@ def test_a_service_defined_in_the_configuration(stage: Stage, web: App, agent: A
 def test_a_crash_looper_is_not_called_healthy(stage: Stage, web: App, agent: Agent) -> None:
     """It is up whenever one looks, and never for long."""
     stage.configure(
-        web.config(service=own("job", 'command = ["sleep", "0.5"]\nstable_for = "1s"\ncheck = { within = "4s" }\n'))
+        web.config(
+            service=own(
+                "job",
+                'command = ["sh", "-c", "sleep 0.5; echo out of luck"]\nstable_for = "1s"\ncheck = { within = "4s" }\n',
+            )
+        )
     )
     web.publish("one")
     ran = agent("reconfigure")
     assert ran.code == 1
-    assert "web.job is not healthy" in ran.stderr and "crashed" in ran.stderr
+    assert "service web.job is not healthy after 4 s: it crashed" in ran.stderr
+    assert "out of luck" in ran.stderr
 
 
 def test_a_service_that_is_up_but_does_not_answer_is_not_healthy(stage: Stage, web: App, agent: Agent) -> None:

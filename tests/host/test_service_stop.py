@@ -83,12 +83,13 @@ def test_a_check_that_flaps_does_not_pass(stage: Stage, web: App, agent: Agent) 
     place.chmod(0o777)
     flapping = f"test -e {place}/odd && rm {place}/odd && echo not now && exit 1; : >{place}/odd"
     check = 'stable_for = "300ms"\n' + f'check = {{ command = ["sh", "-c", "{flapping}"], within = "3s" }}\n'
-    stage.configure(web.config(service=service("job", OBEDIENT, check)))
+    job = 'command = ["sh", "-c", "echo at work; exec sleep 1000"]\n'
+    stage.configure(web.config(service=service("job", job, check)))
     web.publish("one")
     ran = agent("reconfigure")
     assert ran.code == 1
-    assert "web.job is not healthy" in ran.stderr, ran.stderr
-    assert "its check does not keep passing" in ran.stderr and "not now" in ran.stderr, ran.stderr
+    assert "web.job is not healthy after 3 s: its check does not keep passing" in ran.stderr, ran.stderr
+    assert "not now" in ran.stderr and "at work" in ran.stderr, ran.stderr
 
 
 def test_a_port_that_is_taken_is_told_with_the_log(stage: Stage, web: App, agent: Agent) -> None:

@@ -126,6 +126,7 @@ def test_review_runs_everything_and_needs_no_role() -> None:
         (["server", "web.server"], {"web": ("server",)}),
         (["server", "web"], {"web": None}),
         (["docs.site"], {"docs": ("site",)}),  # what the release brings is seen once it is there
+        (["web.cron", "server"], {"web": ("cron", "server")}),  # beside those configured, too
     ],
 )
 def test_a_tag_narrows_a_mode(words: list[str], expected: dict[str, tuple[str, ...] | None]) -> None:
@@ -177,9 +178,14 @@ def test_without_modes_the_role_says_it_all() -> None:
             "known: docs, web, web.server, web.worker",
         ),
         (
-            production("server", "web.sever"),
-            "modes.production.narrowed_by: tag Service names 'web.sever', which is no service or app of this mode; "
+            production("web.server", "sever"),
+            "modes.production.narrowed_by: tag Service names 'sever', which is no service or app of this mode; "
             "did you mean 'web.server'?",
+        ),
+        (
+            production("web."),
+            "modes.production.narrowed_by: tag Service names 'web.', which is no service or app of this mode; "
+            "did you mean 'web'?",
         ),
         (production(" "), "modes.production.narrowed_by: tag Service names no service"),
     ],
