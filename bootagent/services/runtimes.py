@@ -21,6 +21,8 @@ from bootagent.machine import MINIMAL_ENVIRONMENT, Identity, Machine, login_envi
 
 Kind = Literal["auto", "asdf", "mise", "none"]
 LOOK_SECONDS = 20.0
+#: The directories of a manager's data with what is run by way of a shim.
+_LED_TO = ("shims", "bin", "installs", "plugins")
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def find(
                     remedy=f"install {kind} in the image, or say {manager.variable} in env",
                 )
         elif kind == manager.name or _is_used(machine, manager, places, identity):
-            _check_trust(data, identity)
+            _check_trust(manager, data, identity)
             return _shims(manager, data, places)
     return None
 
@@ -118,13 +120,25 @@ def _is_used(machine: Machine, manager: _Manager, places: tuple[Path, ...], iden
         raise MachineError(f"cannot look for {manager.files[0]}: {error.sentence}") from error
 
 
-def _check_trust(data: Path, identity: Identity | None) -> None:
-    """Only root runs shims as root."""
-    if identity is None and os.geteuid() == 0 and (why := writable_by_others(data / "shims")):
-        raise MachineError(
-            f"a service of root cannot use the shims in {data}: {why}",
-            remedy='give it a user, say runtime = "none", or chown them to root',
-        )
+def _check_trust(manager: _Manager, data: Path, identity: Identity | None) -> None:
+    """Only root's own programs are run as root: each shim, what stands beside it, and what that leads to."""
+    if identity is not None or os.geteuid() != 0:
+        return
+    tops = [data / name for name in _LED_TO if (data / name).exists()]
+    program = data / "bin" / manager.name
+    for path in (*tops, *sorted((data / "shims").iterdir()), *([program] if program.exists() else ())):
+        if why := _why_not(path):
+            raise MachineError(
+                f"a service of root cannot use the shims in {data}: {why}",
+                remedy='give it a user, say runtime = "none", or chown them to root',
+            )
+
+
+def _why_not(path: Path) -> str | None:
+    try:
+        return writable_by_others(path)
+    except OSError as error:  # a link that leads nowhere: who makes what it names is not known
+        return f"{path}: {error.strerror}"
 
 
 def _shims(manager: _Manager, data: Path, places: tuple[Path, ...]) -> Shims:

@@ -8,19 +8,28 @@ from pathlib import Path
 import pytest
 
 from bootagent.errors import BootagentError
-from bootagent.machine import MINIMAL_ENVIRONMENT, Machine
+from bootagent.machine import MINIMAL_ENVIRONMENT, Identity, Machine
 from bootagent.services import runtimes
 from bootagent.services.runtimes import Kind, Shims
 
 pytestmark = pytest.mark.spawns  # the user is asked what he can see
 
 
+NOBODY = 65534
+
+
 @pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    """A machine whose agent, and so whose services, have an empty home."""
-    monkeypatch.setattr(runtimes, "login_environment", lambda identity: {"HOME": str(tmp_path / "home")})
-    monkeypatch.setattr(runtimes, "writable_by_others", lambda path: None)  # pytest's directories may be
-    return Machine(tmp_path)
+def machine(machine_root: Path) -> Machine:
+    return Machine(machine_root)
+
+
+def somebody(machine: Machine) -> Identity | None:
+    """A user whose home is on the machine; whoever is not root can be nobody else, and has the home he has."""
+    if os.geteuid() == 0:
+        return Identity("somebody", "somebody", NOBODY, NOBODY, (), str(machine.root / "home"))
+    if any((Path.home() / own).exists() for own in (".asdf", ".local/share/mise")):
+        pytest.skip("there is a version manager in this home")
+    return None
 
 
 def shims_in(data: Path) -> str:
@@ -37,7 +46,7 @@ def release(machine: Machine, *files: str) -> Path:
 
 
 def find(machine: Machine, kind: Kind, *places: Path, **env: str) -> Shims | None:
-    return runtimes.find(machine, kind, places, identity=None, env=env)
+    return runtimes.find(machine, kind, places, identity=somebody(machine), env=env)
 
 
 @pytest.mark.parametrize("manager", ["asdf", "mise"])
@@ -82,6 +91,8 @@ def test_the_directory_counts_and_what_is_above_it(machine: Machine) -> None:
 
 
 def test_the_user_s_own_comes_before_the_image_s_and_what_env_says_before_both(machine: Machine) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to be another user")
     place = release(machine)
     shims_in(machine.root / "opt/asdf")
     home = shims_in(machine.root / "home/.asdf")
@@ -109,20 +120,55 @@ def test_a_manager_asked_for_and_not_there_is_an_error_that_says_where_it_was_so
     with pytest.raises(BootagentError) as caught:
         find(machine, "mise", release(machine, "mise.toml"))
     assert "runtime is 'mise'" in str(caught.value)
-    assert f"{machine.root}/home/.local/share/mise, {machine.root}/usr/local/share/mise" in str(caught.value)
+    assert f"/.local/share/mise, {machine.root}/usr/local/share/mise, {machine.root}/opt/mise" in str(caught.value)
     assert "MISE_DATA_DIR" in str(caught.value)
 
 
-def test_root_does_not_run_what_others_may_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def program(path: Path) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("#!/bin/sh\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize(
+    "place", ["shims", "shims/ruby", "shims/linked", "bin", "bin/asdf", "installs", "plugins", "elsewhere"]
+)
+@pytest.mark.parametrize("how", ["mode", "owner"])
+def test_root_runs_nothing_that_others_may_write(machine: Machine, place: str, how: str) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root")
-    monkeypatch.setattr(runtimes, "login_environment", lambda identity: {"HOME": "/nonexistent"})
-    data = tmp_path / "opt/asdf"
+    data = machine.root / "asdf"
     shims_in(data)
-    (data / "shims").chmod(0o777)
-    place = release(Machine(tmp_path), ".tool-versions")
-    with pytest.raises(BootagentError, match="service of root cannot use the shims"):
-        find(Machine(tmp_path), "auto", place)
+    for name in ("shims/ruby", "bin/asdf", "elsewhere"):
+        program(data / name)
+    for name in ("installs", "plugins"):
+        (data / name).mkdir()
+    (data / "shims/linked").symlink_to("../elsewhere")  # as all of mise's are
+
+    def of_root() -> Shims | None:
+        return runtimes.find(machine, "asdf", (), identity=None, env={"ASDF_DATA_DIR": str(data)})
+
+    assert of_root()
+    if how == "mode":
+        (data / place).chmod(0o777)
+    else:
+        os.chown(data / place, NOBODY, NOBODY, follow_symlinks=False)
+    with pytest.raises(BootagentError, match="service of root cannot use the shims") as caught:
+        of_root()
+    assert f"{data}/{'elsewhere' if (place, how) == ('shims/linked', 'mode') else place}" in str(caught.value)
+    assert find(machine, "asdf", ASDF_DATA_DIR=str(data)), "others run what they can change anyway"
+
+
+def test_root_runs_no_shim_that_leads_nowhere(machine: Machine) -> None:
+    """Somebody else might put something there."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    data = machine.root / "asdf"
+    shims_in(data)
+    (data / "shims/gone").symlink_to("/home/deploy/gone")
+    with pytest.raises(BootagentError, match="shims/gone: No such file"):
+        runtimes.find(machine, "asdf", (), identity=None, env={"ASDF_DATA_DIR": str(data)})
 
 
 def test_shims_go_before_any_path_and_the_rest_is_for_the_environment_to_say() -> None:
