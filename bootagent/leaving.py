@@ -9,7 +9,9 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from bootagent.environment.directories import Tree
 from bootagent.errors import MachineError
+from bootagent.hooks import Given
 from bootagent.machine import Machine
 
 PATH = "/var/lib/bootagent/leaving.json"
@@ -20,7 +22,7 @@ MARKERS = "/run/bootagent/hooks"
 
 @dataclass(frozen=True)
 class Hook:
-    """The stop hook of an app that runs in ``current``; ``within`` is in seconds."""
+    """The stop hook of an app that runs in ``current``; ``given`` is its environment. ``within`` is in seconds."""
 
     app: str
     current: str
@@ -29,6 +31,7 @@ class Hook:
     env: tuple[tuple[str, str], ...]
     user: str
     group: str | None
+    given: Given | None = None
 
 
 @dataclass(frozen=True)
@@ -68,4 +71,10 @@ def _from_json(found: Any) -> Leaving:
 
 def _hook(found: Any) -> Hook:
     env = tuple((name, value) for name, value in found["env"])
-    return Hook(**{**found, "command": tuple(found["command"]), "env": env})
+    given = _given(found["given"]) if found.get("given") else None
+    return Hook(**{**found, "command": tuple(found["command"]), "env": env, "given": given})
+
+
+def _given(found: Any) -> Given:
+    tree = found["tree"] and Tree(**{**found["tree"], "layers": tuple(found["tree"]["layers"])})
+    return Given(found["app"], tree, found["secrets"])

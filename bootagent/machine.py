@@ -130,10 +130,12 @@ class Machine:
         timeout: float,
         identity: Identity | None = None,
         cwd: Path | None = None,
-        env: Mapping[str, str] | None = None,
+        env: Mapping[str, str | None] | None = None,
         check: bool = True,
     ) -> subprocess.CompletedProcess[str]:
         """Run a program with a minimal environment plus ``env``, no standard input, the end of its output kept.
+
+        ``env`` is as :meth:`start` has it.
 
         The program's whole process group is killed when it ends, and after ``timeout`` seconds.
         Raises CommandError when it cannot be started, fails (with ``check``) or is late.
@@ -174,11 +176,16 @@ class Machine:
         stderr: int | IO[bytes] | None = None,
         identity: Identity | None = None,
         cwd: Path | None = None,
-        env: Mapping[str, str] | None = None,
+        env: Mapping[str, str | None] | None = None,
         own_group: bool = False,
     ) -> subprocess.Popen[bytes]:
-        """Start a program with a minimal environment plus ``env``; raises CommandError when that is impossible."""
-        environment = {**MINIMAL_ENVIRONMENT, **login_environment(identity), **(env or {})}
+        """Start a program with a minimal environment plus ``env``, where None is a variable that it is not to have.
+
+        Raises CommandError when that is impossible.
+        """
+        given: dict[str, str | None] = {**MINIMAL_ENVIRONMENT, **login_environment(identity), **(env or {})}
+        # Bytes: what a locale cannot encode would end up, whole, in an error.
+        environment = {encoded(name): encoded(value) for name, value in given.items() if value is not None}
         words = [str(word) for word in argv]
         try:
             return subprocess.Popen(
@@ -300,6 +307,11 @@ def kill_programs() -> None:
     for pid in tuple(_PROGRAMS):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)
+
+
+def encoded(word: str) -> bytes:
+    """A word of an environment as programs get it, whatever the locale: UTF-8, and bytes that are none as they were."""
+    return word.encode(errors="surrogateescape")
 
 
 def login_environment(identity: Identity | None) -> dict[str, str]:

@@ -14,6 +14,7 @@ from bootagent import aws, leaving, mounts, nfs, plan, records, release, sources
 from bootagent.config import document, order, quantities, resolve
 from bootagent.config.document import Document
 from bootagent.config.model import App, Config, DataVolume, EbsSource, GitSource, NfsSource
+from bootagent.deadline import Deadline
 from bootagent.ebs import snapshots
 from bootagent.ebs.patience import Patience
 from bootagent.environment import checkout
@@ -121,7 +122,9 @@ def look(
         except OSError as error:
             return replace(found, revision=MachineError(f"{app.deploy_to}: {error.strerror}"))
         except Exception as error:  # a fault of ours must not keep the other apps from their turn
-            return replace(found, revision=BootagentError(f"internal error, please report it: {error!r}"))
+            # What could not be encoded is in it, and may be secret.
+            what = type(error).__name__ if isinstance(error, UnicodeError) else repr(error)
+            return replace(found, revision=BootagentError(f"internal error, please report it: {what}"))
 
     return dict(zip([app.name for app in config.apps], side_by_side(one, config.apps), strict=True))
 
@@ -142,10 +145,11 @@ def _environment(machine: Machine, app: App, region: str | None, deadline: float
     return {"environment": commit, "environment_present": present}
 
 
-def look_back(machine: Machine, app: App, known: State) -> Known:
-    """What the disk and the state say of an app that is to go back; its source is not asked."""
+def look_back(machine: Machine, app: App, known: State, region: str | None = None) -> Known:
+    """What the disk and the state say of an app that is to go back; its source is not asked, only its environment's."""
     layout = Layout() if app.in_place else release.observe(machine, app.deploy_to)
-    return Known(layout, BootagentError("not looked at"), known.app(app.name, app.deploy_to))
+    found = Known(layout, BootagentError("not looked at"), known.app(app.name, app.deploy_to))
+    return replace(found, **_environment(machine, app, region, time.monotonic()))
 
 
 def refuse_lost(machine: Machine, app: App, known: Known, target: str, instance: Instance) -> None:
@@ -188,7 +192,9 @@ def _with_fallback(known: Known, machine: Machine, app: App) -> Known:
         return replace(known, fallback=sources.resolve_fallback(machine, app))
     except BootagentError as error:
         assert isinstance(known.revision, BootagentError)
-        return replace(known, revision=BootagentError(f"{known.revision}; nor does the image help: {error}"))
+        both = BootagentError(f"{known.revision}; nor does the image help: {error}")
+        both.__cause__ = known.revision  # which has what AWS said
+        return replace(known, revision=both)
 
 
 def _resolved(machine: Machine, app: App, region: str | None, deadline: float, until: float) -> sources.Revision:
@@ -276,12 +282,14 @@ def services_to_stop(found: Document | None, known: State, machine: Machine) -> 
     return sorted(services, key=lambda one: -turn[one.app])
 
 
-def around_a_stop(found: Document | None, known: State, machine: Machine, extent: plan.Extent) -> plan.Around:
+def around_a_stop(
+    found: Document | None, known: State, machine: Machine, extent: plan.Extent, until: Deadline
+) -> plan.Around:
     """What a stop goes by besides the services, from what the last run has noted, and the configuration."""
     runit = found.tables["runit"] if found else {"definitions": DEFINITIONS, "service_dir": SERVICE_DIR}
     definitions = sorted({runit["definitions"], known.definitions or DEFINITIONS})
     noted = leaving.load(machine) or leaving.Leaving(runit["service_dir"])
-    return plan.Around(extent, noted, tuple(definitions), known.apps)
+    return plan.Around(extent, noted, tuple(definitions), known.apps, until)
 
 
 def _patience(configured: Mapping[str, Any], name: str) -> float:

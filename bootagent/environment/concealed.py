@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NoReturn
 
 SHOWN = "(secret)"
+#: What is shorter could be a word of any text; to hide it would tell more than it hides.
+SHORTEST = 4
 
 
 class Concealed:
@@ -30,3 +33,20 @@ class Concealed:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a secret is not to be copied away")
+
+
+def redacted(text: str, hidden: Iterable[Concealed], *, cut: bool = False) -> str:
+    """What a program printed without these secrets, and without their lines.
+
+    ``cut``: it is the end of more, and may begin in the middle of one.
+    """
+    words = {one.reveal() for one in hidden}
+    words |= {line.strip() for word in words for line in word.splitlines()}
+    # As what it printed was read: machine.py.
+    printed = {word.encode(errors="surrogateescape").decode(errors="replace") for word in words}
+    for word in sorted((word for word in printed if len(word) >= SHORTEST), key=len, reverse=True):
+        text = text.replace(word, SHOWN)
+        rests = (word[begin:] for begin in range(1, len(word) - SHORTEST + 1)) if cut else ()
+        rest = next((rest for rest in rests if text.startswith(rest)), "")
+        text = SHOWN + text.removeprefix(rest) if rest else text
+    return text

@@ -47,12 +47,13 @@ class Layer:
     variables: Variables
 
 
-def read(machine: Machine, tree: Tree, app: str, service: str) -> tuple[Layer, ...]:
+def read(machine: Machine, tree: Tree, app: str, service: str | None) -> tuple[Layer, ...]:
     """What a service finds in the tree, the outermost first; a directory that is not there has nothing.
 
-    Raises BootagentError when there is no such tree, or something in it cannot be a variable.
+    ``service`` None: what all services of the app find. Raises BootagentError when there is no such tree, or something
+    in it cannot be a variable.
     """
-    return _read(machine, tree, (*tree.layers, app, f"{app}/{service}"))
+    return _read(machine, tree, (*tree.layers, app, *((f"{app}/{service}",) if service else ())))
 
 
 def check(machine: Machine, tree: Tree, app: str) -> None:

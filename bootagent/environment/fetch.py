@@ -20,7 +20,7 @@ from bootagent.environment.secrets import Secret
 from bootagent.errors import AwsError, BootagentError
 from bootagent.machine import Machine, Note
 
-#: How long AWS is asked again when it is busy, or when the machine has no credentials or route yet.
+#: How long AWS is asked again when it is busy, or when the machine has no credentials or route yet, unless told.
 PATIENCE_SECONDS = 30.0
 PAUSE_SECONDS = 1.0
 SSM, MANAGER = "ssm:", "secretsmanager:"
@@ -69,20 +69,23 @@ def parameter_variable(name: str) -> str:
     return _SELECTOR.sub("", name.rpartition("/")[2])
 
 
-def fetch(machine: Machine, asked: Iterable[Asked], region: str | None) -> Store:
-    """Ask for all of them. Raises AwsError, and BootagentError for a parameter that does not exist."""
+def fetch(machine: Machine, asked: Iterable[Asked], region: str | None, within: float = PATIENCE_SECONDS) -> Store:
+    """Ask for all of them. Raises AwsError, and BootagentError for a parameter that does not exist.
+
+    For ``within`` seconds each is asked for again while AWS is busy, or cannot be reached yet.
+    """
     origins = sorted({one.origin for one in asked})
     paths = [name.removeprefix(SSM) for name in origins if name.startswith(SSM) and name.endswith("/")]
     names = [name.removeprefix(SSM) for name in origins if name.startswith(SSM) and not name.endswith("/")]
     managed = sorted({name.removeprefix(MANAGER).partition("#")[0] for name in origins if name.startswith(MANAGER)})
     store = Store()
     for path in paths:
-        found = _patiently(machine, partial(aws.parameters_below, path, region))
+        found = _patiently(machine, within, partial(aws.parameters_below, path, region))
         store.paths[path] = _concealed(found)
     if names:
-        store.parameters = _concealed(_patiently(machine, partial(aws.parameters, names, region)))
+        store.parameters = _concealed(_patiently(machine, within, partial(aws.parameters, names, region)))
     for secret in managed:
-        store.secrets[secret] = Concealed(_patiently(machine, partial(aws.secret, secret, region)))
+        store.secrets[secret] = Concealed(_patiently(machine, within, partial(aws.secret, secret, region)))
     return store
 
 
@@ -159,8 +162,8 @@ def _concealed(found: Mapping[str, str]) -> dict[str, Concealed]:
     return {name: Concealed(value) for name, value in sorted(found.items())}
 
 
-def _patiently(machine: Machine, ask: Callable[[], T]) -> T:
-    deadline, told = time.monotonic() + PATIENCE_SECONDS, False
+def _patiently(machine: Machine, within: float, ask: Callable[[], T]) -> T:
+    deadline, told = time.monotonic() + within, False
     while True:
         try:
             return ask()

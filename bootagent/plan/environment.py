@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from bootagent.config.model import App, Service
@@ -11,11 +12,13 @@ from bootagent.environment.fetch import Asked
 from bootagent.errors import BootagentError
 from bootagent.git_repository import Commit
 from bootagent.git_repository.address import without_secrets
+from bootagent.hooks import Given
 from bootagent.plan.lane import Known, Lane, Moment
 from bootagent.steps.base import Step
 from bootagent.steps.copied_scripts import CopiedScripts
 from bootagent.steps.environment_checkout import EnvironmentCheckout
 from bootagent.steps.fetched_secrets import FetchedSecrets, ServiceSecrets
+from bootagent.steps.prepared import Prepared
 
 #: Where the tree of a release is copied to, when the release itself must not be touched by the agent.
 COPIES = "/run/bootagent/environment"
@@ -56,21 +59,37 @@ def secrets_place(app: str, service: Service) -> str | None:
     return secrets.place(app, None if service.name == "*" else service.name)
 
 
-def completed(lane: Lane, app: App, known: Known, moment: Moment) -> Lane:
-    """The lane with what must be there before its services are started: last of what is staged."""
+def for_hook(app: App, current: str, *, copied: bool = False) -> Given | None:
+    """What a hook that runs in ``current`` finds: what all services of the app do. None when that is nothing."""
+    found, secret = tree(app, current, copied=copied), secrets_place(app.name, app.unnamed)
+    return Given(app.name, found, secret) if found or secret else None
+
+
+def completed(lane: Lane, app: App, known: Known, moment: Moment, *, or_at_hand: bool = False) -> Lane:
+    """The lane with what must be there before its hook is run and its services are started.
+
+    ``or_at_hand``: secrets that cannot be had are no reason not to go on with those that are there.
+    """
     if "serve" not in lane.steps:
         return lane
     unread = isinstance(known.environment, BootagentError)
     if unread and known.environment_present is None:
         return Lane(app.name, "nothing", {}, reason=f"environment: {known.environment}", unread=True)
-    stage = (*lane.steps.get("stage", ()), *_checked_out(app, known, moment), *_fetched(app, moment))
-    if stage:
+    more = (*_checked_out(app, known, moment), *_fetched(app, moment, or_at_hand=or_at_hand))
+    if stage := _with(lane.steps.get("stage", ()), more, app):
         lane = replace(lane, steps={**lane.steps, "stage": stage})
     if unread:
         kept = (known.environment_present or "")[:12]
         said = f"{lane.reason}; {known.environment}; the environment stays that of {kept}"
         return replace(lane, reason=said, degraded=True, unread=True)
     return lane
+
+
+def _with(stage: Sequence[Step], more: Sequence[Step], app: App) -> tuple[Step, ...]:
+    """What is staged, and more: before the hook, which is to find it, else last."""
+    at = next((index for index, step in enumerate(stage) if isinstance(step, Prepared)), len(stage))
+    hook = [replace(one, given=for_hook(app, one.release)) for one in stage[at:] if isinstance(one, Prepared)]
+    return (*stage[:at], *more, *hook, *stage[at + len(hook) :])
 
 
 def _checked_out(app: App, known: Known, moment: Moment) -> list[Step]:
@@ -83,16 +102,16 @@ def _checked_out(app: App, known: Known, moment: Moment) -> list[Step]:
     return [EnvironmentCheckout(app.name, commit, place, app.limits.within)]
 
 
-def _fetched(app: App, moment: Moment) -> list[Step]:
+def _fetched(app: App, moment: Moment, *, or_at_hand: bool) -> list[Step]:
     own = [service for service in app.services if app.only is None or service.name in app.only]
-    # The role may name one that only the release knows.
-    brings = app.only is None or {*app.only} - {service.name for service in app.services}
+    # The role may name one that only the release knows; and hooks have what those have.
+    brings = app.only is None or {*app.only} - {service.name for service in app.services} or app.prepare or app.stop
     wanted = [
         ServiceSecrets(place, _asked(service), tuple(name for name, _ in service.env))
         for service in (*own, *((app.unnamed,) if brings else ()))
         if (place := secrets_place(app.name, service))
     ]
-    return [FetchedSecrets(app.name, tuple(wanted), moment.region)] if wanted else []
+    return [FetchedSecrets(app.name, tuple(wanted), moment.region, or_at_hand)] if wanted else []
 
 
 def _asked(service: Service) -> tuple[Asked, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from bootagent.config.model import App, Config, EbsSource
-from bootagent.plan import in_place, staged, volumes
+from bootagent.plan import environment, in_place, staged, volumes
 from bootagent.plan.lane import Known, Lane, Moment
 from bootagent.release import Layout, is_name
 from bootagent.state import AppState
@@ -53,7 +53,10 @@ def snapshot_of(app: App, state: AppState, release: str) -> str | None:
 
 
 def lane(config: Config, app: App, known: Known, release: str, moment: Moment) -> Lane:
-    """The lane to ``release``, that comes back to the one which serves now if it fails."""
+    """The lane to ``release``, that comes back to the one which serves now if it fails.
+
+    Code goes back; secrets and an environment from git are those of today, or, where they cannot be had, at hand.
+    """
     layout, state = known.layout, known.state
     here = serving(app, layout, state)
     left = here if here != release else None
@@ -64,7 +67,7 @@ def lane(config: Config, app: App, known: Known, release: str, moment: Moment) -
         back = staged.restore(config, app, known, release, moment, reason=reason)
     else:
         back = staged.put_back(config, app, state, release, left=left, reason=reason)
-    return replace(back, fallback=left)
+    return replace(environment.completed(back, app, known, moment, or_at_hand=True), fallback=left)
 
 
 def _is_whole(name: str, state: AppState) -> bool:

@@ -6,13 +6,15 @@ In a stop every step has its turn, whatever became of those before it: each look
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from bootagent.config.model import Config
+from bootagent.deadline import NO_HURRY, Deadline
 from bootagent.environment import checkout
-from bootagent.leaving import MARKERS, Hook, Leaving
-from bootagent.plan import parts
+from bootagent.leaving import Hook, Leaving
+from bootagent.plan import environment, parts
+from bootagent.plan.down import ToStop, down
 from bootagent.plan.lane import Lane, Phase, Plan
 from bootagent.state import AppState
 from bootagent.steps.as_before import AsBefore
@@ -21,46 +23,33 @@ from bootagent.steps.no_orphans import NoOrphans
 from bootagent.steps.no_releases import NoReleases
 from bootagent.steps.removed_services import RemovedServices
 from bootagent.steps.stop_hook import StopHook
-from bootagent.steps.stopped import Stopped
 from bootagent.steps.swept import Swept
 from bootagent.steps.unmounted import Unmounted
+from bootagent.turns import turns
 
 #: How far a stop goes. ``shutdown`` leaves what the next boot needs, ``stop`` what a run without a network needs, and
 #: ``reset`` nothing that this agent has made.
 Extent = Literal["shutdown", "stop", "reset"]
 #: The lane of what is not one app's.
 MACHINE = "machine"
-#: When the machine goes down, a hook gets no more seconds than this.
-HURRIED_SECONDS = 120.0
+#: Of the time that a stop has, so many seconds are kept for the elastic IP, and for what is mounted.
+RESERVE_SECONDS = 20.0
 #: How long a mount may stay busy once all services are down.
 BUSY_SECONDS = 10.0
-
-
-@dataclass(frozen=True)
-class ToStop:
-    """An app's service directories below ``definitions``, each with the seconds it may take to stop.
-
-    ``order`` says of services, ``after`` of the app, what they were started after: it is stopped after them.
-    """
-
-    app: str
-    definitions: str
-    services: tuple[tuple[str, float], ...]
-    order: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    after: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Around:
     """What a stop goes by besides the services: how far it goes, what was noted for it, and where things are.
 
-    ``definitions`` are the directories of service directories.
+    ``definitions`` are the directories of service directories, ``until`` is when all has to be over.
     """
 
     extent: Extent
     leaving: Leaving
     definitions: tuple[str, ...]
     apps: Mapping[str, AppState]
+    until: Deadline = NO_HURRY
 
 
 def stop(services: Sequence[ToStop], around: Around, reason: str) -> Plan:
@@ -68,9 +57,9 @@ def stop(services: Sequence[ToStop], around: Around, reason: str) -> Plan:
     return Plan((*_apps(services, around, reason), _machine(around, reason)))
 
 
-def services_down(services: Sequence[ToStop]) -> tuple[Step, ...]:
-    """What takes these services down, in order, and nothing else."""
-    return tuple(Stopped(one.app, one.definitions, one.services, one.order) for one in services)
+def before_services(services: Sequence[ToStop], around: Around) -> Deadline:
+    """Of the stop's time, what there is before the first service is told to end."""
+    return _kept(around).before(sum(_turns(services, around).values()))
 
 
 def leaving(config: Config) -> Leaving:
@@ -84,18 +73,24 @@ def leaving(config: Config) -> Leaving:
                 "BOOTAGENT_ENVIRONMENT": config.environment or "",
             }
             variables = tuple(sorted(env.items()))
-            hooks.append(Hook(app.name, app.current, app.stop, app.hooks_within, variables, app.user, app.group))
+            given = environment.for_hook(app, app.current, copied=parts.copies_scripts(app))
+            hooks.append(Hook(app.name, app.current, app.stop, app.hooks_within, variables, app.user, app.group, given))
     return Leaving(config.runit.service_dir, tuple(hooks))
 
 
 def _apps(services: Sequence[ToStop], around: Around, reason: str) -> Iterator[Lane]:
     hooks = {hook.app: hook for hook in around.leaving.hooks}
+    wanted, until = _turns(services, around), _kept(around)
     for one in services:
+        hook = hooks.get(one.app)
+        # What waits until the services of this app are down, and its hook was run.
+        after = sum(seconds for apps, seconds in wanted.items() if _is_before(apps, one.app, wanted))
+        later = until.before(after + (hook.within if hook else 0.0))
         steps: dict[Phase, tuple[Step, ...]] = {
             "stop": (
-                *services_down([one]),
-                NoOrphans(one.app, one.definitions, one.services),
-                *([_hook(hooks[one.app], one, around)] if one.app in hooks else ()),
+                down(one, later),
+                NoOrphans(one.app, one.definitions, one.services, later),
+                *([_hook(hook, one, around, until.before(after))] if hook else ()),
             )
         }
         if around.extent != "shutdown":
@@ -104,24 +99,37 @@ def _apps(services: Sequence[ToStop], around: Around, reason: str) -> Iterator[L
         yield Lane(one.app, "stop", steps, reason=reason, after=one.after)
 
 
-def _hook(hook: Hook, stopped: ToStop, around: Around) -> Step:
+def _kept(around: Around) -> Deadline:
+    return replace(around.until, reserve=RESERVE_SECONDS)
+
+
+def _turns(services: Sequence[ToStop], around: Around) -> dict[tuple[str, ...], float]:
+    """The apps in the turns they were started in, which end in reverse, and how many seconds each may take to end."""
+    hooks = {hook.app: hook.within for hook in around.leaving.hooks}
+    wanted: dict[str, float] = {}
+    for one in services:  # an app may have services in two places
+        wanted[one.app] = max(wanted.get(one.app, 0.0), one.seconds() + hooks.get(one.app, 0.0))
+    found = turns({one.app: one.after for one in services})
+    return {tuple(apps): max(wanted[app] for app in apps) for apps in found}
+
+
+def _is_before(apps: tuple[str, ...], app: str, wanted: Mapping[tuple[str, ...], float]) -> bool:
+    """Whether these apps were started in an earlier turn than ``app``."""
+    own = next(index for index, names in enumerate(wanted) if app in names)
+    return list(wanted).index(apps) < own
+
+
+def _hook(hook: Hook, stopped: ToStop, around: Around, until: Deadline) -> Step:
     app = around.apps.get(hook.app)
     record = app.releases.get(app.proven) if app and app.proven else None
-    return StopHook(
-        app=hook.app,
-        current=hook.current,
-        command=hook.command,
-        within=min(hook.within, HURRIED_SECONDS) if around.extent == "shutdown" else hook.within,
-        env=(*hook.env, ("BOOTAGENT_REVISION", record.label if record else "")),
-        user=hook.user,
-        group=hook.group,
-        services=tuple(f"{stopped.definitions}/{name}/service" for name, _ in stopped.services),
-        marker=f"{MARKERS}/{hook.app}",
-    )
+    services = tuple(f"{stopped.definitions}/{name}/service" for name, _ in stopped.services)
+    return StopHook(hook, record.label if record else "", services, until)
 
 
 def _machine(around: Around, reason: str) -> Lane:
-    steps: dict[Phase, tuple[Step, ...]] = {"unmount": (Unmounted(BUSY_SECONDS, around.extent == "shutdown"),)}
+    steps: dict[Phase, tuple[Step, ...]] = {
+        "unmount": (Unmounted(BUSY_SECONDS, around.extent == "shutdown", around.until),)
+    }
     if around.extent != "shutdown":
         reset = around.extent == "reset"
         kept = () if reset else tuple(f"{app.deploy_to}/releases" for app in around.apps.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bootagent import hooks
+from bootagent.hooks import NOTHING, Given
 from bootagent.machine import Machine
 
 
@@ -12,8 +13,8 @@ from bootagent.machine import Machine
 class Prepared:
     """The ``prepare`` hook has succeeded in this release, once; ``marker`` holds what it printed.
 
-    It runs as the app's user, in the release, with a minimal environment plus ``env`` and the release's real path as
-    ``BOOTAGENT_RELEASE``.
+    It runs as the app's user, in the release, with a minimal environment, what its app has ``given`` it, ``env``, and
+    the release's real path as ``BOOTAGENT_RELEASE``.
     """
 
     release: str
@@ -23,6 +24,7 @@ class Prepared:
     user: str
     group: str | None
     marker: str
+    given: Given | None = None
 
     def __str__(self) -> str:
         return f"run the prepare hook {' '.join(self.command)} in {self.release} as {self.user}"
@@ -39,6 +41,7 @@ class Prepared:
             self.command,
             release,
             identity=machine.identity(self.user, self.group),
+            given=hooks.variables(machine, self.given) if self.given else NOTHING,
             env={**dict(self.env), "BOOTAGENT_RELEASE": str(release)},
             within=self.within,
         )

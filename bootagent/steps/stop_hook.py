@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from bootagent import hooks, mounts
-from bootagent.errors import BootagentError
-from bootagent.machine import Machine
+from bootagent.deadline import NO_HURRY, Deadline, cut
+from bootagent.errors import BootagentError, CommandError
+from bootagent.leaving import MARKERS, Hook
+from bootagent.machine import Machine, Note
 from bootagent.services import runit
 
 #: How long a release that is read in place has to answer: its server may be dead.
@@ -15,47 +18,65 @@ PROBE_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class StopHook:
-    """The ``stop`` hook of ``app`` has succeeded since its services went down; ``marker`` holds what it printed.
+    """The stop hook of an app has succeeded since its services went down; a file in MARKERS holds what it printed.
 
-    It runs as the app's user in ``current``, with a minimal environment plus ``env`` and the release's real path as
-    ``BOOTAGENT_RELEASE``. Killed on the way, it is run again: at least once. ``services`` are the logical paths of the
-    service directories that must be down first. ``within`` is in seconds.
+    It runs as the app's user in ``current``, with the environment that its app gives it, ``revision`` as
+    ``BOOTAGENT_REVISION`` and the release's real path as ``BOOTAGENT_RELEASE``. Killed on the way, it is run again: at
+    least once. ``services`` are the logical paths of the service directories that must be down first. It gets less
+    time than it may take where ``until`` leaves no more.
     """
 
-    app: str
-    current: str
-    command: tuple[str, ...]
-    within: float
-    env: tuple[tuple[str, str], ...]
-    user: str
-    group: str | None
+    hook: Hook
+    revision: str
     services: tuple[str, ...]
-    marker: str
+    until: Deadline = NO_HURRY
 
     def __str__(self) -> str:
-        return f"run the stop hook {' '.join(self.command)} in {self.current} as {self.user}"
+        hook = self.hook
+        return f"run the stop hook {' '.join(hook.command)} in {hook.current} as {hook.user}"
 
     def is_satisfied(self, machine: Machine) -> bool:
         """Whether it has."""
-        return machine.real(self.marker).is_file()
+        return self._marker(machine).is_file()
 
     def apply(self, machine: Machine) -> None:
         """Run it. Raises CommandError with the end of its output, BootagentError while a service still runs."""
         if running := [path for path in self.services if _has_process(machine, path)]:
             raise BootagentError(f"it is not run: {', '.join(running)} still runs")
-        current = machine.real(self.current)
-        mounts.probe(machine, self.current, PROBE_SECONDS)
-        printed = hooks.run(
-            machine,
-            self.command,
-            current,
-            identity=machine.identity(self.user, self.group),
-            env={**dict(self.env), "BOOTAGENT_RELEASE": str(current.resolve())},
-            within=self.within,
-        )
-        marker = machine.real(self.marker)
+        printed = self._run(machine)
+        marker = self._marker(machine)
         machine.make_directory(marker.parent, mode=0o700)
         machine.write(marker, printed.encode(), mode=0o600)
+
+    def _run(self, machine: Machine) -> str:
+        hook, current = self.hook, machine.real(self.hook.current)
+        mounts.probe(machine, hook.current, min(PROBE_SECONDS, self.until.grant(hook.within)))
+        within = self.until.grant(hook.within)
+        release = {"BOOTAGENT_REVISION": self.revision, "BOOTAGENT_RELEASE": str(current.resolve())}
+        try:
+            return hooks.run(
+                machine,
+                hook.command,
+                current,
+                identity=machine.identity(hook.user, hook.group),
+                given=self._variables(machine),
+                env={**dict(hook.env), **release},
+                within=within,
+            )
+        except CommandError as error:
+            said = f"{error.sentence}{cut(within, hook.within)}"
+            raise CommandError(said, tail=error.tail, remedy=error.remedy) from error
+
+    def _variables(self, machine: Machine) -> hooks.Variables:
+        """What it is given. What cannot be had any more is no reason not to run it."""
+        try:
+            return hooks.variables(machine, self.hook.given) if self.hook.given else hooks.NOTHING
+        except BootagentError as error:
+            machine.tell(Note(f"the stop hook of {self.hook.app} has none of its app's variables", {"why": str(error)}))
+            return hooks.NOTHING
+
+    def _marker(self, machine: Machine) -> Path:
+        return machine.real(f"{MARKERS}/{self.hook.app}")
 
 
 def _has_process(machine: Machine, path: str) -> bool:

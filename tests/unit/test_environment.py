@@ -15,7 +15,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from bootagent.environment import directories, dump, exchange, fetch, secrets, values
+from bootagent.environment import concealed, directories, dump, exchange, fetch, secrets, values
 from bootagent.environment.concealed import Concealed
 from bootagent.environment.directories import Layer, Tree
 from bootagent.environment.fetch import Asked, Store
@@ -280,6 +280,15 @@ def test_a_secret_does_not_show(caplog: pytest.LogCaptureFixture) -> None:
         pickle.dumps(secret)
     with pytest.raises(TypeError):
         json.dumps(secret)
+
+
+def test_what_a_program_printed_is_told_without_secrets() -> None:
+    hidden = [Concealed("s3cr3t"), Concealed("s3cr3t-and-more"), Concealed("first line\n second\n"), Concealed("abc")]
+    assert concealed.redacted("url s3cr3t-and-more, s3cr3t\nabc", hidden) == "url (secret), (secret)\nabc"
+    assert concealed.redacted("a first line, and second", hidden) == "a (secret), and (secret)"
+    assert concealed.redacted("and-more at the begin", hidden) == "and-more at the begin"
+    assert concealed.redacted("and-more at the begin", hidden, cut=True) == "(secret) at the begin"
+    assert concealed.redacted("x\ufffdyz", [Concealed("x\udcffyz")]) == "(secret)"
 
 
 def store(**found: Any) -> Store:

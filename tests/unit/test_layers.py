@@ -16,12 +16,13 @@ PACKAGE = Path(__file__).parents[2] / "bootagent"
 
 #: Lowest first: modules directly in ``bootagent/``, or packages there. Those of one layer do not know each other.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "turns"}),
+    frozenset({"deadline", "errors", "turns"}),
     frozenset({"machine", "aws", "pointer", "user_data"}),
-    frozenset({"imds", "beneath", "boottime", "hooks", "journal", "processes", "pull", "shutdown"}),
+    frozenset({"imds", "beneath", "boottime", "journal", "processes", "pull", "shutdown"}),
     frozenset({"footprint", "services"}),
     frozenset({"records", "disks", "mounts", "fstab", "git_repository"}),
     frozenset({"ebs", "environment", "nfs"}),
+    frozenset({"hooks"}),
     frozenset({"instance", "config", "state", "lock", "leaving", "mounted", "release"}),
     frozenset({"traffic"}),
     frozenset({"steps"}),
