@@ -202,6 +202,22 @@ def test_a_node_that_serves_nothing_gets_no_traffic(
     assert balancers.route("front", here) and balancers.route("old", here)
 
 
+def test_a_run_that_ends_before_it_has_a_plan_leaves_traffic_where_something_serves(
+    cloud: Cloud, stage: Stage, fronted: App, balancers: Balancers, agent: Agent
+) -> None:
+    here = cloud.instance.instance_id
+    assert agent("reconfigure").code == 0
+    volume = '[roles.web.volumes.data]\nmountpoint = "/data"\nsnapshot = { Name = "seed" }\n'
+    stage.configure(patient(fronted), roles=role(fronted) + volume)
+    assert agent("reconfigure").code == 3  # there is no such snapshot
+    assert balancers.route("front", here) and balancers.route("old", here)
+
+    subprocess.run(["sv", "down", fronted.service()], check=True)
+    ran = agent("reconfigure")
+    assert ran.code == 1 and "Name=seed" in ran.stderr
+    assert not balancers.route("front", here) and not balancers.route("old", here)
+
+
 def test_a_stop_lets_requests_under_way_end(
     cloud: Cloud, stage: Stage, fronted: App, balancers: Balancers, agent: Agent
 ) -> None:
