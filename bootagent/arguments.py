@@ -64,6 +64,15 @@ def parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> argpa
         "--reset", action="store_true", help="remove the releases it made, too: as before the first boot; never data"
     )
     added.add_argument("--reason", default="somebody asked", metavar="TEXT", help="why, for history and status")
+    added.add_argument(
+        "--within",
+        type=_seconds,
+        metavar="SECONDS",
+        help="be done by then: whoever does not end in time is cut short, which is told; default: no limit",
+    )
+    # From the daemon: the instant a notice tells; and that heartbeats may have the autoscaling group wait.
+    added.add_argument("--until", metavar="TIME", help=argparse.SUPPRESS)
+    added.add_argument("--escorted", action="store_true", help=argparse.SUPPRESS)
     _add_report_to(added)
     added = command("rollback", "go back to the release before the current one, or to RELEASE")
     added.add_argument("release", nargs="?", metavar="RELEASE", help="e.g. 20261120093000")

@@ -133,10 +133,14 @@ def _escort(options: argparse.Namespace) -> int:
 def _stop(options: argparse.Namespace) -> int:
     from bootagent import shutdown
 
+    begun = time.monotonic()
     extent = "reset" if options.reset else "stop"
     if options.shutdown or (not options.reset and shutdown.is_under_way(_machine(options))):
         extent = "shutdown"
-    return _agent(options, "stop", extent=extent)
+    limits = [options.within] if options.within is not None else []
+    limits += [shutdown.seconds_until(options.until)] if options.until is not None else []
+    over_at = begun + min(limits) if limits else None
+    return _agent(options, "stop", extent=extent, over_at=over_at, escorted=options.escorted)
 
 
 def _reconfigure(options: argparse.Namespace) -> int:
@@ -217,7 +221,7 @@ def _print_outcome(outcome: Any) -> None:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from bootagent import report, state, survey
+    from bootagent import plan, readiness, report, state, survey
     from bootagent.config import resolve
 
     machine = _machine(options)
@@ -228,8 +232,10 @@ def _plan(options: argparse.Namespace) -> int:
     remembered = loaded.on_instance(instance.instance_id)
     before = survey.attachments(config, instance, machine, survey.moment_of(instance, retry=options.retry))
     known = survey.look(config, instance, machine, remembered)
-    made = survey.make_plan(config, known, remembered.apps, instance, machine, options.retry)
-    lanes = report.planned(made, machine, before)
+    pooled = config.lifecycle is not None and readiness.is_pooled()
+    made = survey.make_plan(config, known, remembered.apps, instance, machine, options.retry, not pooled)
+    down = plan.services_down(survey.services_to_stop(document, remembered, machine)) if pooled else None
+    lanes = report.planned(made, machine, before, down)
     _print_json(lanes) if options.json else print(report.plan_text(lanes))
     return EXIT_DONE
 
@@ -254,7 +260,8 @@ def _history(options: argparse.Namespace) -> int:
 
 
 def _timeline(options: argparse.Namespace) -> int:
-    from bootagent import picture, report
+    from bootagent import report
+    from bootagent.report import picture
 
     if options.svg:
         text = picture.svg(report.boot_timeline(_machine(options)))

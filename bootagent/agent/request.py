@@ -24,7 +24,8 @@ class Request:
     """What somebody asked for, by command: see :data:`CONFIGURING`, and ``rollback`` and ``stop``.
 
     ``config`` is the main file; ``rollback_to`` a release, or "" for the previous one; ``force``: end a run that has
-    the lock for too long.
+    the lock for too long. Of a stop, ``over_at`` is when it has to be over, as time.monotonic() has it; ``escorted``:
+    that may be later while heartbeats have the autoscaling group wait.
     """
 
     command: str
@@ -37,6 +38,8 @@ class Request:
     extent: Extent = "stop"
     rollback_to: str | None = None
     app: str | None = None
+    over_at: float | None = None
+    escorted: bool = False
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from bootagent import plan, telling
 from bootagent.agent.request import Ending, Outcome, worst
 from bootagent.agent.work import Work
+from bootagent.deadline import NO_HURRY, Deadline
 from bootagent.errors import EXIT_DONE, EXIT_FAILED, BootagentError, ConfigError
 from bootagent.machine import Machine, Note, Transfer
 from bootagent.plan import Lane, Phase, Plan
@@ -25,9 +26,9 @@ def planned(work: Work) -> Plan:
         work.journal.record("fault", error=str(error))
     work.memory.stopped()
     services = services_to_stop(work.document, work.memory.state, work.machine)
-    around = around_a_stop(work.document, work.memory.state, work.machine, work.request.extent)
+    around = around_a_stop(work.document, work.memory.state, work.machine, work.request.extent, _until(work))
     made = plan.stop(services, around, work.request.reason)
-    return replace(made, lanes=(*_traffic_off(work), *made.lanes))
+    return replace(made, lanes=(*_traffic_off(work, plan.before_services(services, around)), *made.lanes))
 
 
 def take_down(work: Work, made: Plan) -> Outcome:
@@ -47,7 +48,15 @@ def take_down(work: Work, made: Plan) -> Outcome:
     return Outcome(code, endings, transient=code != EXIT_DONE)
 
 
-def _traffic_off(work: Work) -> tuple[Lane, ...]:
+def _until(work: Work) -> Deadline:
+    """When all has to be over; there is no hurry while heartbeats have the group wait."""
+    lifecycle = work.document.tables.get("lifecycle") if work.document else None
+    if work.request.escorted and lifecycle and lifecycle.get("terminating"):
+        return NO_HURRY
+    return Deadline(work.request.over_at)
+
+
+def _traffic_off(work: Work, until: Deadline) -> tuple[Lane, ...]:
     try:
         told = traffic_told(work.machine, None)
     except BootagentError as error:
@@ -55,8 +64,7 @@ def _traffic_off(work: Work) -> tuple[Lane, ...]:
         return ()
     if not told.names:
         return ()
-    extent = work.request.extent
-    return (plan.off(told, extent, work.request.reason, doomed=extent == "shutdown"),)
+    return (plan.off(told, work.request.reason, until),)
 
 
 def _errors(work: Work, lane: Lane, phase: Phase) -> list[BootagentError]:

@@ -31,6 +31,8 @@ RETRY_MOST_SECONDS = 600.0
 END_SECONDS = 10.0
 #: How long a run that is in the way is waited for when the instance is told to die, before it is ended.
 PATIENCE_SECONDS = 10
+#: How long a stop may take when the group terminates the instance, and no hook of ours has it wait.
+GOING_SECONDS = 240
 JITTER = 0.2
 LOCK = "/run/bootagent/daemon.lock"
 #: As errors.py has them; that module is not small.
@@ -71,6 +73,7 @@ class Resident:
         self._metadata_lost = False
         self._stopped_for = ""  # the reason the services were taken down for
         self._stopped_summary: tuple[int, str] = (0, "")  # and what was said of it
+        self._limits: list[str] = []  # what it was told of its time
         self._killed = False
         self._abandoned: list[Child] = []
         self._pooled: bool | None = None  # whether the warm pool has the instance; None: nobody has looked yet
@@ -151,7 +154,8 @@ class Resident:
             self._escorts.begin(told_to_die(self._notices) if why == "stop" else "")
         if why == "stop":
             argv = [*self._launcher, "stop", "--force", "--lock-wait", str(PATIENCE_SECONDS), *self._place]
-            argv += ["--shutdown", "--reason", told_to_die(self._notices), *self._log_words]
+            self._limits = limits(self._notices)
+            argv += ["--shutdown", "--reason", told_to_die(self._notices), *self._limits, *self._log_words]
         else:
             argv = [*self._launcher, "run", "--once", "--because", why, *self._place, *self._words]
         self._due = None
@@ -167,6 +171,7 @@ class Resident:
     def _reap(self) -> None:
         self._abandoned = [old for old in self._abandoned if old.ended() is None]
         self._escorts.reap()
+        self._escorts.send_what_is_due()
         child = self._child
         if child is None:
             return
@@ -191,6 +196,9 @@ class Resident:
     def _after(self, child: Child, code: int) -> None:
         """Decide what a child's end leads to."""
         if child.why == "stop":
+            if code != 0 and self._limits != limits(self._notices):
+                self._due, self._due_why = time.monotonic(), "stop"  # ended by us, to begin anew
+                return
             self._escorts.stopped(told_to_die(self._notices))
             self._due, self._due_why = None, ""
             if code == 0:
@@ -217,8 +225,8 @@ class Resident:
     def _begin_what_is_due(self) -> None:
         dying = told_to_die(self._notices)
         if self._child:
-            if dying and self._child.why != "stop":
-                self._end_child()
+            if dying and (self._child.why != "stop" or self._limits != limits(self._notices)):
+                self._end_child()  # a stop begins anew where there is less time than it was told, or more
         elif dying:
             self._wanted = None
             self._last_summary()
@@ -327,6 +335,8 @@ class Resident:
             waits.append(self._due - now)
         if self._kill_due is not None:
             waits.append(self._kill_due - now)
+        if (again := self._escorts.due()) is not None:
+            waits.append(again - now)
         if (alive := self._manager.alive()) is not None:
             waits.append(alive)
         return max(0.0, min(waits))
@@ -366,6 +376,14 @@ def told_to_die(found: dict[str, str]) -> str:
     if "spot" in found:
         return f"spot interruption {found['spot']}"
     return ""
+
+
+def limits(found: dict[str, str]) -> list[str]:
+    """How long a stop has, as options for it: until the spot instance goes, or while the group can be made to wait."""
+    if "spot" not in found:
+        return ["--escorted", "--within", str(GOING_SECONDS)]
+    # {"action": "terminate", "time": "2026-11-21T08:22:00Z"}; the stop makes sense of what is something else.
+    return ["--until", found["spot"].partition('"time"')[2].partition('"')[2].partition('"')[0]]
 
 
 def jittered(seconds: float) -> float:

@@ -7,7 +7,7 @@ Each app has a lane through the phases. Lanes run side by side; a lane that fail
 - ``staged.py``: lanes of apps whose releases are made here, in Capistrano's layout
 - ``in_place.py``: lanes of apps whose releases are read where they are
 - ``going_back.py``: to which release an app may go back, and its lane there
-- ``stopping.py``: the lanes of a stop
+- ``stopping.py``: the lanes of a stop; ``down.py``: in which order services are taken down
 - ``traffic.py``: what is done for the node as a whole, when its apps serve
 - ``environment.py``: the environment tree from git, and secrets
 - ``parts.py``: the steps that all kinds of lanes are put together from
@@ -22,8 +22,9 @@ from bootagent.config.model import App, Config, Runit
 from bootagent.errors import BootagentError
 from bootagent.plan import environment, going_back, in_place, parts, staged, volumes
 from bootagent.plan.attachments import Attachment, attachments
+from bootagent.plan.down import ToStop, services_down
 from bootagent.plan.lane import DEPLOYING, PHASES, STOPPING, Intent, Known, Lane, Moment, Phase, Plan, in_turns
-from bootagent.plan.stopping import MACHINE, Around, Extent, ToStop, leaving, services_down, stop
+from bootagent.plan.stopping import MACHINE, Around, Extent, before_services, leaving, stop
 from bootagent.plan.traffic import TRAFFIC, Told, former_traffic, off, with_traffic
 from bootagent.plan.volumes import former, record, volume_record
 from bootagent.state import AppState
@@ -46,6 +47,7 @@ __all__ = [
     "ToStop",
     "Told",
     "attachments",
+    "before_services",
     "former",
     "former_traffic",
     "going_back",

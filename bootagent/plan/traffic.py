@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from bootagent.config.model import Config
+from bootagent.deadline import Deadline
 from bootagent.plan.lane import Lane, Moment, Phase, Plan
-from bootagent.plan.stopping import Extent
 from bootagent.steps.base import Step
 from bootagent.steps.deregistered import Deregistered
 from bootagent.steps.elastic_ip import ElasticIpGivenBack, ElasticIpHeld
@@ -17,13 +17,10 @@ from bootagent.traffic.registrations import Balancer
 
 #: The name of the lane, beside those of apps.
 TRAFFIC = "traffic"
-#: How long a machine that goes down waits at most for requests under way, in seconds: the service manager gives it five
-#: minutes for all there is to do.
-DRAIN_SECONDS = 150.0
-#: The same when the instance was told to die: spot gives two minutes ("Spot Instance interruption notices").
-DOOMED_DRAIN_SECONDS = 60.0
 #: How long it may take to give an elastic IP back, in seconds.
 GIVE_BACK_SECONDS = 30.0
+#: What is then kept of a stop's time for what is mounted.
+UNMOUNT_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -49,17 +46,18 @@ def former_traffic(config: Config, moment: Moment) -> Step:
     return Deregistered(_balancers(config, moment), moment.instance_id)
 
 
-def off(told: Told, extent: Extent, reason: str, *, doomed: bool) -> Lane:
+def off(told: Told, reason: str, until: Deadline) -> Lane:
     """The lane of a stop that has every balancer let go before a service is stopped. It asks no metadata.
 
-    An elastic IP goes last: requests that came by it end with it, and the way to AWS may, too.
+    An elastic IP goes last: requests that came by it end with it, and the way to AWS may, too. ``until`` knows how long
+    the services may take to stop.
     """
-    most = None if extent != "shutdown" else DOOMED_DRAIN_SECONDS if doomed else DRAIN_SECONDS
     steps: dict[Phase, tuple[Step, ...]] = {}
     if told.balancers:
-        steps["drain"] = (Deregistered((), None, drain_most=most, hurried=True),)
+        steps["drain"] = (Deregistered((), None, hurried=True, until=until),)
     if told.address:
-        steps["remove"] = (ElasticIpGivenBack(None, GIVE_BACK_SECONDS, hurried=True),)
+        last = replace(until, later=0.0, reserve=UNMOUNT_SECONDS)
+        steps["remove"] = (ElasticIpGivenBack(None, GIVE_BACK_SECONDS, hurried=True, until=last),)
     return Lane(TRAFFIC, "withdraw", steps, reason=f"{_gone(told.names)}; {reason}")
 
 

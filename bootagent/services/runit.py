@@ -99,8 +99,10 @@ def _read(path: Path) -> bytes | None:
         os.close(descriptor)
 
 
-def stop(machine: Machine, directory: Path, *, within: float, identity: Identity | None) -> bool:
+def stop(machine: Machine, directory: Path, *, within: float, identity: Identity | None, cut: str = "") -> bool:
     """The stop script, TERM and CONT; after ``within`` seconds KILL. Whether it came to that; a note tells of it.
+
+    ``cut`` is what is to be said of a time that is shorter than the service may take.
 
     Acts as the service's user, who may own ``supervise/``. A finish script is waited for as long, and left alone.
     """
@@ -116,7 +118,7 @@ def stop(machine: Machine, directory: Path, *, within: float, identity: Identity
         _sv(machine, ["kill"], directory, identity)
         _wait_for_down(machine, directory, KILLED_SECONDS)
         about = {"service": _name(directory), "killed_after": within}
-        machine.tell(Note(f"{_name(directory)} had to be killed after {within:g} s", about))
+        machine.tell(Note(f"{_name(directory)} had to be killed after {within:g} s{cut}", about))
     if problem := _stop_problem(directory):
         machine.tell(Note(f"the stop script of {_name(directory)} {problem}", {"service": _name(directory)}))
     return killed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bootagent.deadline import NO_HURRY, Deadline
 from bootagent.machine import Machine, Note
 from bootagent.traffic import elastic_ip, held_address
 from bootagent.traffic.elastic_ip import Claim
@@ -34,12 +35,13 @@ class ElasticIpGivenBack:
     """This instance has none that it was given. It may have no way to AWS for minutes then: to be done last.
 
     ``instance_id`` None: the one that remembers it, if that is this machine. ``hurried``: no call is tried for long.
-    ``within`` is in seconds.
+    ``within`` is in seconds; where ``until`` leaves less, it gets less.
     """
 
     instance_id: str | None
     within: float
     hurried: bool = False
+    until: Deadline = NO_HURRY
 
     def __str__(self) -> str:
         return "give the elastic IP back"
@@ -50,4 +52,4 @@ class ElasticIpGivenBack:
 
     def apply(self, machine: Machine) -> None:
         """Disassociate it, unless somebody else has it by now."""
-        elastic_ip.give_back(machine, self.instance_id, self.within, hurried=self.hurried)
+        elastic_ip.give_back(machine, self.instance_id, self.until.grant(self.within), hurried=self.hurried)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from bootagent import processes
+from bootagent.deadline import NO_HURRY, Deadline
 from bootagent.errors import ServiceError
 from bootagent.machine import Machine, Note
 from bootagent.processes import Process
@@ -21,12 +23,13 @@ class NoOrphans:
     """No process has the environment of one of these services, but what its runsv has started and runs.
 
     ``services`` are the names of their directories below ``definitions``, each with the seconds it may take.
-    A process that has cleared its environment is not known to be theirs.
+    A process that has cleared its environment is not known to be theirs. ``until`` may leave them less time.
     """
 
     app: str
     definitions: str
     services: tuple[tuple[str, float], ...]
+    until: Deadline = NO_HURRY
 
     def __str__(self) -> str:
         return f"end what the services of {self.app} have left behind"
@@ -37,10 +40,17 @@ class NoOrphans:
 
     def apply(self, machine: Machine) -> None:
         """TERM, and KILL to those that take longer than their service may. Raises ServiceError for what stays."""
-        for name, within in self.services:
-            left = self._end(machine, name, "TERM", within)
-            if left and (still := self._end(machine, name, "KILL", KILLED_SECONDS)):
-                raise ServiceError(f"{name} left behind what even KILL does not end: {_shown(still)}")
+        with ThreadPoolExecutor(max(1, len(self.services))) as pool:
+            left = list(pool.map(lambda one: self._killed(machine, *one), self.services))
+        if any(left):
+            raise ServiceError(f"left behind, and even KILL does not end it: {', '.join(filter(None, left))}")
+
+    def _killed(self, machine: Machine, name: str, within: float) -> str:
+        """End what one service has left behind; who is left even so."""
+        if not self._end(machine, name, "TERM", self.until.grant(within)):
+            return ""
+        still = self._end(machine, name, "KILL", KILLED_SECONDS)
+        return f"{_shown(still)} of {name}" if still else ""
 
     def _end(self, machine: Machine, name: str, signal: str, within: float) -> list[Process]:
         """Send a signal to all there are, and to those they start meanwhile; who is left after ``within`` seconds."""

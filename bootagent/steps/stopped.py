@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from bootagent.deadline import NO_HURRY, Deadline, cut
 from bootagent.errors import ServiceError
 from bootagent.machine import Identity, Machine, Note
 from bootagent.services import runit, servicedir
@@ -23,13 +24,14 @@ class Stopped:
     """No service of ``app`` runs. ``services`` are the names of their directories, each with the seconds it may take.
 
     They stay installed: a reboot, or the next run, starts them again. ``after`` says of services what they come after:
-    these are stopped once they are down themselves.
+    these are stopped once they are down themselves. Where ``until`` leaves less time, each gets less.
     """
 
     app: str
     definitions: str
     services: tuple[tuple[str, float], ...]
     after: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    until: Deadline = NO_HURRY
 
     def __str__(self) -> str:
         return f"stop the services of {self.app} ({', '.join(name for name, _ in self.services)})"
@@ -41,22 +43,26 @@ class Stopped:
     def apply(self, machine: Machine) -> None:
         """TERM to all of a turn at once, KILL to those that take longer than they may. Raises ServiceError."""
         within, after = dict(self.services), dict(self.after)
+        going = list(reversed(turns({name: after.get(name, ()) for name in within})))
         with ThreadPoolExecutor(max(1, len(within))) as pool:
-            for names in reversed(turns({name: after.get(name, ()) for name in within})):
-                list(pool.map(lambda name: self._stop(machine, name, within[name]), names))
+            for index, names in enumerate(going):
+                rest = sum(max(within[name] for name in others) for others in going[index + 1 :])
+                until = self.until.before(self.until.later + rest)
+                list(pool.map(lambda name, until=until: self._stop(machine, name, within[name], until), names))
         if left := self._left(machine):
             raise ServiceError(f"still running: {', '.join(left)}")
 
     def _left(self, machine: Machine) -> Sequence[str]:
         return [name for name, _ in self.services if not _is_down(self._inner(machine, name))]
 
-    def _stop(self, machine: Machine, name: str, within: float) -> None:
+    def _stop(self, machine: Machine, name: str, wanted: float, until: Deadline) -> None:
         inner = self._inner(machine, name)
         if not runit.is_supervised(inner) and inner.is_dir():
             machine.write(inner / DOWN, b"")  # runsvdir may be about to find it
         if runit.is_supervised(inner):
             identity = servicedir.identity_of(machine, (inner / "supervise").stat().st_uid)
-            runit.stop(machine, inner, within=within, identity=identity)
+            within = until.grant(wanted)
+            runit.stop(machine, inner, within=within, identity=identity, cut=cut(within, wanted))
             _end_finish(machine, inner, identity)
 
     def _inner(self, machine: Machine, name: str) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bootagent import fstab, mounted, mounts, nfs, processes
+from bootagent.deadline import NO_HURRY, Deadline
 from bootagent.errors import BootagentError, MachineError
 from bootagent.machine import Machine, Note
 from bootagent.mounts import Mount
@@ -19,12 +20,13 @@ _MOST_NAMED = 5
 class Unmounted:
     """Nothing that this agent has mounted is mounted; unless ``keep_fstab``, nothing has a line in its block there.
 
-    What others have mounted is left alone. A busy mount is waited for, for ``within`` seconds. With ``keep_fstab`` the
-    next boot mounts it all again.
+    What others have mounted is left alone. A busy mount is waited for, for ``within`` seconds, or as long as ``until``
+    leaves. With ``keep_fstab`` the next boot mounts it all again.
     """
 
     within: float
     keep_fstab: bool
+    until: Deadline = NO_HURRY
 
     def __str__(self) -> str:
         return "unmount what bootagent has mounted" + ("" if self.keep_fstab else f", and take it out of {fstab.PATH}")
@@ -40,7 +42,7 @@ class Unmounted:
             mount = left[-1]
             blocked = any(point.startswith(f"{mount.point}/") for point in problems)
             try:
-                self._take_away(machine, mount, 0.0 if blocked else self.within)
+                self._take_away(machine, mount, 0.0 if blocked else self.until.grant(self.within))
             except MachineError as error:
                 problems[mount.point] = str(error)
         try:
@@ -62,7 +64,7 @@ class Unmounted:
 
     def _take_away(self, machine: Machine, mount: Mount, within: float) -> None:
         point = "/" + mount.point.removeprefix(mounts.place(machine, "/")).lstrip("/")
-        if nfs.is_nfs(mount) and not _answers(machine, point):
+        if nfs.is_nfs(mount) and not _answers(machine, point, self.until.grant(PROBE_SECONDS)):
             machine.tell(Note(f"{mount.source} is silent: {point} is taken away without it", {}))
             mounts.unmount(machine, point, lazy=True)
             return
@@ -75,10 +77,10 @@ class Unmounted:
             raise MachineError(f"cannot unmount {point}: {said}", remedy="end that, and stop again") from error
 
 
-def _answers(machine: Machine, point: str) -> bool:
+def _answers(machine: Machine, point: str, within: float) -> bool:
     """Whether the server says anything at all; an error is an answer."""
     try:
-        mounts.probe(machine, point, PROBE_SECONDS)
+        mounts.probe(machine, point, within)
     except mounts.Silent:
         return False
     except MachineError:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 
 from bootagent import aws
+from bootagent.deadline import NO_HURRY, Deadline, cut
 from bootagent.ebs.patience import Patience
 from bootagent.errors import AwsError, BootagentError, MachineError
 from bootagent.journal import boot_id
@@ -106,13 +107,15 @@ def dismiss(
     drain_most: float | None,
     *,
     hurried: bool = False,
+    until: Deadline = NO_HURRY,
 ) -> None:
     """Deregister, and wait until the requests under way are done: as long as each may drain, at most ``drain_most`` s.
 
     What has not drained by then is told, and is no failure. ``hurried``: a balancer that does not answer at once is
-    given up. What could not be deregistered stays written down; raises AwsError or MachineError for it in the end.
+    given up. ``until`` may leave less time. What could not be deregistered stays written down; raises AwsError or
+    MachineError for it in the end.
     """
-    patience = Patience(machine, HURRIED_SECONDS if hurried else TOLD_SECONDS, WHOM)
+    patience = Patience(machine, until.grant(HURRIED_SECONDS if hurried else TOLD_SECONDS), WHOM)
     errors: list[BootagentError] = []
     draining: list[Registration] = []
     for one in doomed:
@@ -121,19 +124,22 @@ def dismiss(
             draining.append(one)
         except BootagentError as error:
             errors.append(error)
-    begun = time.monotonic()
-    for one in draining:
-        most = one.drain_within if drain_most is None else min(one.drain_within, drain_most)
+    most = {one: one.drain_within if drain_most is None else min(one.drain_within, drain_most) for one in draining}
+    begun, given = time.monotonic(), until.grant(max(most.values(), default=0.0))
+    for one, wanted in most.items():
         try:
-            if most > 0:
-                _wait_for_drain(machine, known, one, most - (time.monotonic() - begun), hurried=hurried)
+            if wanted > 0:
+                left = min(wanted, given) - (time.monotonic() - begun)
+                _wait_for_drain(machine, known, one, left, cut(given, wanted), hurried=hurried)
         except AwsError as error:  # it sends nothing more, and nobody knows when the last request is done
             machine.tell(Note(f"cannot see whether {one} has drained; going on", {"error": str(error)}))
         registrations.remove(machine, known.instance_id, one)
     _raise(errors)
 
 
-def _wait_for_drain(machine: Machine, known: Registrations, one: Registration, left: float, *, hurried: bool) -> None:
+def _wait_for_drain(
+    machine: Machine, known: Registrations, one: Registration, left: float, short: str, *, hurried: bool
+) -> None:
     patience = Patience(machine, max(left, 0.0), WHOM)
     ask, said = calls(one.kind, patience, known.instance_id, known.region, hurried=hurried), "nothing"
     try:
@@ -141,7 +147,8 @@ def _wait_for_drain(machine: Machine, known: Registrations, one: Registration, l
             said = verdict.said
             patience.wait(f"waiting for {one} to drain", {"within": round(max(left, 0.0))})
     except MachineError:
-        machine.tell(Note(f"{one} still drains; going on", {"said": said}))
+        after = f" after {left:.1f} s{short}" if short else ""
+        machine.tell(Note(f"{one} still drains{after}; going on", {"said": said}))
 
 
 def _raise(errors: Sequence[BootagentError]) -> None:

@@ -30,7 +30,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"plan"}),
     frozenset({"survey", "readiness", "telling"}),
     frozenset({"agent", "console"}),
-    frozenset({"picture", "report", "variables", "relay", "daemon", "arguments"}),
+    frozenset({"report", "variables", "relay", "daemon", "arguments"}),
     frozenset({"lifecycle"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),

@@ -10,10 +10,11 @@ import pytest
 
 from bootagent import plan
 from bootagent.config.model import Config, ElasticIp, TargetGroup, Traffic
+from bootagent.deadline import Deadline
 from bootagent.journal import boot_id
 from bootagent.machine import Machine
 from bootagent.plan import Lane, Moment, Plan, Told
-from bootagent.plan.traffic import DOOMED_DRAIN_SECONDS, DRAIN_SECONDS
+from bootagent.plan.traffic import UNMOUNT_SECONDS
 from bootagent.services.runscript import HARDWARE_ID
 from bootagent.steps.deregistered import Deregistered
 from bootagent.steps.elastic_ip import ElasticIpGivenBack, ElasticIpHeld
@@ -96,18 +97,12 @@ def test_an_app_may_be_called_traffic() -> None:
     assert lane is not None and lane.app == "traffic of the role"
 
 
-@pytest.mark.parametrize(
-    ("extent", "doomed", "most"),
-    [
-        ("stop", False, None),
-        ("reset", False, None),
-        ("shutdown", False, DRAIN_SECONDS),
-        ("shutdown", True, DOOMED_DRAIN_SECONDS),
-    ],
-)
-def test_a_stop_takes_traffic_off_before_services(extent: plan.Extent, doomed: bool, most: float | None) -> None:
-    lane = plan.off(Told(("target group front",), "eipalloc-1"), extent, "somebody asked", doomed=doomed)
-    assert lane.steps["drain"] == (Deregistered((), None, drain_most=most, hurried=True),)
+def test_a_stop_takes_traffic_off_before_services() -> None:
+    until = Deadline(at=100.0, later=30.0, reserve=20.0)
+    lane = plan.off(Told(("target group front",), "eipalloc-1"), "somebody asked", until)
+    assert lane.steps["drain"] == (Deregistered((), None, hurried=True, until=until),)
+    last = Deadline(at=100.0, reserve=UNMOUNT_SECONDS)
+    assert lane.steps["remove"] == (ElasticIpGivenBack(None, 30.0, hurried=True, until=last),)
     assert plan.STOPPING.index("drain") < plan.STOPPING.index("stop") < plan.STOPPING.index("remove")
     assert set(lane.steps) == {"drain", "remove"}
     assert "target group front, elastic IP eipalloc-1; somebody asked" in lane.reason

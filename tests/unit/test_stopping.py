@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import pytest
-
 from bootagent import plan
+from bootagent.deadline import Deadline
 from bootagent.leaving import Hook, Leaving
 from bootagent.plan import Around, Extent, ToStop
 from bootagent.state import AppState, ReleaseRecord
@@ -49,7 +48,7 @@ def test_a_shutdown_removes_nothing_and_keeps_fstab() -> None:
     web, machine = lanes("shutdown")
     assert "remove" not in web.steps
     assert kinds(machine) == [("unmount", Unmounted)]
-    assert machine.steps["unmount"] == (Unmounted(plan.stopping.BUSY_SECONDS, keep_fstab=True),)
+    assert machine.steps["unmount"] == (Unmounted(plan.stopping.BUSY_SECONDS, keep_fstab=True),), "and all there is"
 
 
 def test_a_reset_removes_what_was_released() -> None:
@@ -62,10 +61,24 @@ def test_a_reset_removes_what_was_released() -> None:
     assert machine.steps["sweep"][-1] == AsBefore("reset", ())
 
 
-@pytest.mark.parametrize(("extent", "within"), [("stop", 600.0), ("shutdown", 120.0)])
-def test_the_hook_knows_its_app_and_gets_no_longer_than_there_is(extent: Extent, within: float) -> None:
-    hook = lanes(extent)[0].steps["stop"][2]
+def test_the_hook_knows_its_app() -> None:
+    hook = lanes("stop")[0].steps["stop"][2]
     assert isinstance(hook, StopHook)
-    assert (hook.current, hook.user, hook.within) == ("/srv/web/current", "deploy", within)
-    assert dict(hook.env) == {"BOOTAGENT_APP": "web", "BOOTAGENT_REVISION": "rev"}
-    assert hook.services == ("/etc/sv/web.puma/service",)
+    assert (hook.hook, hook.revision, hook.services) == (HOOK, "rev", ("/etc/sv/web.puma/service",))
+
+
+def test_each_knows_what_comes_after_it() -> None:
+    db = ToStop("db", "/etc/sv", (("db.redis", 20.0), ("db.pg", 30.0)), (("db.redis", ("db.pg",)),))
+    web = ToStop("web", "/etc/sv", (("web.puma", 10.0), ("web.jobs", 5.0)), after=("db",))
+    mail = ToStop("mail", "/etc/sv", (("mail.smtp", 40.0),))
+    around = Around("shutdown", Leaving("/etc/service", (HOOK,)), ("/etc/sv",), {}, Deadline(at=1000.0))
+    found = {lane.app: lane.steps["stop"] for lane in plan.stop([web, db, mail], around, "why").lanes[:-1]}
+
+    def later(app: str) -> list[tuple[type, float]]:
+        return [(type(step), step.until.later) for step in found[app]]  # type: ignore[attr-defined]
+
+    assert later("web") == [(Stopped, 650.0), (NoOrphans, 650.0), (StopHook, 50.0)]
+    assert later("db") == [(Stopped, 0.0), (NoOrphans, 0.0)]
+    assert later("mail") == [(Stopped, 0.0), (NoOrphans, 0.0)]
+    assert plan.before_services([web, db, mail], around).later == 610.0 + 50.0
+    assert all(step.until.reserve > 0 for steps in found.values() for step in steps)  # type: ignore[attr-defined]
