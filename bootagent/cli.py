@@ -221,8 +221,9 @@ def _print_outcome(outcome: Any) -> None:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from bootagent import plan, readiness, report, state, survey
+    from bootagent import plan, readiness, state, survey
     from bootagent.config import resolve
+    from bootagent.report import plan as report
 
     machine = _machine(options)
     document = survey.load_document(_config_file(options))
@@ -235,40 +236,37 @@ def _plan(options: argparse.Namespace) -> int:
     pooled = config.lifecycle is not None and readiness.is_pooled()
     made = survey.make_plan(config, known, remembered.apps, instance, machine, options.retry, not pooled)
     down = plan.services_down(survey.services_to_stop(document, remembered, machine)) if pooled else None
-    lanes = report.planned(made, machine, before, down)
-    _print_json(lanes) if options.json else print(report.plan_text(lanes))
+    lanes = report.facts(made, machine, before, down)
+    _print_json(lanes) if options.json else print(report.text(lanes))
     return EXIT_DONE
 
 
 def _status(options: argparse.Namespace) -> int:
-    from bootagent import report
+    from bootagent.report import status
 
-    found = report.wait_for_status(
-        _machine(options), _definitions(options), options.wait, serving=options.until_serving
-    )
-    _print_json(found) if options.json else print(report.status_text(found))
+    found = status.wait(_machine(options), _definitions(options), options.wait, serving=options.until_serving)
+    _print_json(found) if options.json else print(status.text(found))
     code: int = found["exit_code"]
     return code
 
 
 def _history(options: argparse.Namespace) -> int:
-    from bootagent import report
+    from bootagent.report import history
 
-    runs = report.history(_machine(options))
-    _print_json(runs) if options.json else print(report.history_text(runs))
+    runs = history.facts(_machine(options))
+    _print_json(runs) if options.json else print(history.text(runs))
     return EXIT_DONE
 
 
 def _timeline(options: argparse.Namespace) -> int:
-    from bootagent import report
-    from bootagent.report import picture
+    from bootagent.report import picture, timeline
 
     if options.svg:
-        text = picture.svg(report.boot_timeline(_machine(options)))
+        text = picture.svg(timeline.of_boot(_machine(options)))
         print(text, end="") if options.svg == "-" else Path(options.svg).write_text(text)
         return EXIT_DONE
-    found = report.timeline(_machine(options))
-    _print_json(found) if options.json else print(report.timeline_text(found))
+    found = timeline.facts(_machine(options))
+    _print_json(found) if options.json else print(timeline.text(found))
     return EXIT_DONE
 
 

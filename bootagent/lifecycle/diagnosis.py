@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from datetime import datetime, timezone
 from typing import Any
 
-from bootagent import aws, report, state
-from bootagent.errors import BootagentError, plain
+from bootagent import aws, state
+from bootagent.errors import BootagentError
 from bootagent.journal import timestamp
 from bootagent.lifecycle.place import Place
 from bootagent.lifecycle.verdict import RunEnd, failure
 from bootagent.machine import Machine
+from bootagent.report import status
 from bootagent.services import servicedir
 from bootagent.survey import DEFINITIONS
 
 #: Of a run's journal, no more than its last records.
 RECORDS = 500
-CONSOLE = "/dev/console"
 
 
 def make(place: Place, instance_id: str, why: str, end: RunEnd | None) -> dict[str, Any]:
@@ -49,18 +47,6 @@ def store(found: dict[str, Any], prefix: str, region: str | None) -> str:
     return f"s3://{bucket}/{key}"
 
 
-def announce(machine: Machine, sentence: str) -> None:
-    """One line on the console, which "aws ec2 get-console-output" shows."""
-    line = plain(" ".join(sentence.split()))
-    with contextlib.suppress(OSError):
-        flags = os.O_WRONLY | os.O_APPEND | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC
-        descriptor = os.open(machine.real(CONSOLE), flags)
-        try:
-            os.write(descriptor, f"bootagent: {line}\r\n".encode())
-        finally:
-            os.close(descriptor)
-
-
 def _logs(place: Place, definitions: str) -> dict[str, str]:
     apps = place.document.tables["apps"]
     found = {}
@@ -74,6 +60,6 @@ def _logs(place: Place, definitions: str) -> dict[str, str]:
 
 def _status(machine: Machine, definitions: str) -> dict[str, Any]:
     try:
-        return report.status(machine, definitions)
+        return status.facts(machine, definitions)
     except (BootagentError, OSError) as error:
         return {"error": str(error)}

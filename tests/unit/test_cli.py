@@ -254,5 +254,5 @@ def test_an_interrupt_ends_as_shells_have_it(monkeypatch: pytest.MonkeyPatch, tm
     def interrupted(machine: object, definitions: str, wait: float, serving: bool) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bootagent.report.wait_for_status", interrupted)
+    monkeypatch.setattr("bootagent.report.status.wait", interrupted)
     assert cli.main(["status", "--root", str(tmp_path)]) == 130

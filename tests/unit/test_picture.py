@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bootagent import picture
+from bootagent.report import picture
 
 SVG = "{http://www.w3.org/2000/svg}"
 #: Nothing that runs, loads or links.

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from bootagent import journal, lock, report, state
+from bootagent import journal, lock, state
 from bootagent.errors import BootagentError
 from bootagent.journal import Journal
 from bootagent.machine import Machine
 from bootagent.plan import Lane, Plan
+from bootagent.report import history, plan, status, timeline
 from bootagent.state import AppState, Failure, LastRun, ReleaseRecord, State
 
 R1, R2, R3 = "20261111120000", "20261112120000", "20261113120000"
@@ -40,9 +41,9 @@ def remember(machine: Machine, exit_code: int = 0, outcome: str = "done", **more
 
 
 def test_a_machine_that_never_ran(machine: Machine) -> None:
-    found = report.status(machine, "/etc/sv")
+    found = status.facts(machine, "/etc/sv")
     assert (found["outcome"], found["exit_code"], found["running"], found["apps"]) == ("never ran", 75, None, {})
-    assert report.status_text(found) == "never ran"
+    assert status.text(found) == "never ran"
 
 
 def test_the_facts_of_a_machine(machine: Machine) -> None:
@@ -54,7 +55,7 @@ def test_the_facts_of_a_machine(machine: Machine) -> None:
     (machine.real("/etc/sv/web.puma") / "bootagent.json").write_text("{}")
     machine.real("/etc/sv/web.foreign").mkdir()
     machine.real("/etc/sv/webbing.puma").mkdir()
-    found = report.status(machine, "/etc/sv")
+    found = status.facts(machine, "/etc/sv")
     assert (found["outcome"], found["exit_code"], found["instance_id"]) == ("done", 0, "i-1")
     web = found["apps"]["web"]
     assert web["current"] == R1
@@ -70,7 +71,7 @@ def test_the_facts_of_a_machine(machine: Machine) -> None:
 @pytest.mark.parametrize(("exit_code", "outcome"), [(0, "done"), (1, "failed"), (2, "refused"), (3, "degraded")])
 def test_status_ends_as_the_last_run_did(machine: Machine, exit_code: int, outcome: str) -> None:
     remember(machine, exit_code, outcome)
-    found = report.status(machine, "/etc/sv")
+    found = status.facts(machine, "/etc/sv")
     assert (found["exit_code"], found["outcome"]) == (exit_code, outcome)
 
 
@@ -78,12 +79,12 @@ def test_the_text_of_a_status(machine: Machine) -> None:
     remember(machine)
     machine.real(f"/srv/web/releases/{R1}").mkdir(parents=True)
     machine.real("/srv/web/current").symlink_to(f"releases/{R1}")
-    found = report.status(machine, "/etc/sv")
+    found = status.facts(machine, "/etc/sv")
     found["apps"]["web"]["services"] = {
         "web.puma": {"state": "run", "pid": 4711, "seconds": 61},
         "web.clock": {"state": "unsupervised", "pid": None, "seconds": None},
     }
-    assert report.status_text(found).splitlines() == [
+    assert status.text(found).splitlines() == [
         "done: run of 2026-11-12T12:00:09.000Z, role web in staging (exit 0)",
         f"  web: now runs release {R2}",
         "",
@@ -99,7 +100,7 @@ def test_the_text_of_a_status(machine: Machine) -> None:
 
 def test_a_run_that_never_learned_its_role_says_why_and_no_nonsense(machine: Machine) -> None:
     remember(machine, 2, "refused", role=None, environment=None, apps={}, error="config.toml: apps: is missing")
-    text = report.status_text(report.status(machine, "/etc/sv"))
+    text = status.text(status.facts(machine, "/etc/sv"))
     assert "  config.toml: apps: is missing" in text.splitlines()
     assert text.startswith("refused: run of ")
     assert "None" not in text
@@ -110,8 +111,8 @@ def test_a_failure_is_told_with_its_mode_its_place_what_aws_said_and_what_the_se
     start = Failure("web.puma is not healthy", "web", "serve", "start web", tail)
     denied = Failure("denied", "api", "read", None, "", "AccessDenied", "4711", "s3:GetObject")
     remember(machine, 1, "failed", mode="production", failures=(start, denied))
-    found = report.status(machine, "/etc/sv")
-    assert report.status_text(found).splitlines()[:7] == [
+    found = status.facts(machine, "/etc/sv")
+    assert status.text(found).splitlines()[:7] == [
         "failed: run of 2026-11-12T12:00:09.000Z, role web in staging, mode production (exit 1)",
         f"  web: now runs release {R2}",
         "  failed in serve, web; step: start web",
@@ -130,32 +131,32 @@ def test_a_run_under_way_is_told_with_what_it_is_at(machine: Machine) -> None:
     with lock.Lock(machine, "run", 0):
         log = Journal(machine)
         log.record("run-begin", command="run")
-        found = report.status(machine, "/etc/sv")
+        found = status.facts(machine, "/etc/sv")
         assert (found["outcome"], found["exit_code"]) == ("running", 75)
-        assert report.status_text(found).splitlines()[0] == "running: starting"
+        assert status.text(found).splitlines()[0] == "running: starting"
         with log.span("stage", "unpack it", "web"):
             log.record("note", step="a note is no step")
-            text = report.status_text(report.status(machine, "/etc/sv"))
+            text = status.text(status.facts(machine, "/etc/sv"))
         assert text.splitlines()[0] == "running: stage web unpack it"
-    assert report.status(machine, "/etc/sv")["running"] is None
+    assert status.facts(machine, "/etc/sv")["running"] is None
 
 
 def test_waiting_for_a_status_ends_in_time_or_at_once(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr("bootagent.report.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("bootagent.report.status.time.monotonic", lambda: clock[0])
 
     def sleep(seconds: float) -> None:
         clock[0] += seconds
         if clock[0] > 5 and clock[0] - seconds <= 5:
             remember(machine)
 
-    monkeypatch.setattr("bootagent.report.time.sleep", sleep)
-    assert report.wait_for_status(machine, "/etc/sv", 3)["exit_code"] == 75
+    monkeypatch.setattr("bootagent.report.status.time.sleep", sleep)
+    assert status.wait(machine, "/etc/sv", 3)["exit_code"] == 75
     assert clock[0] == pytest.approx(3, abs=0.3)
-    assert report.wait_for_status(machine, "/etc/sv", 100)["exit_code"] == 0
+    assert status.wait(machine, "/etc/sv", 100)["exit_code"] == 0
     assert clock[0] == pytest.approx(5, abs=0.6)
     remember(machine, 3, "degraded")
-    assert report.wait_for_status(machine, "/etc/sv", 100)["exit_code"] == 3
+    assert status.wait(machine, "/etc/sv", 100)["exit_code"] == 3
     assert clock[0] == pytest.approx(5, abs=0.6)
 
 
@@ -170,9 +171,9 @@ def test_waiting_for_something_that_serves_outlasts_a_failed_run(
         if len(slept) == 3:
             remember(machine, 3, "degraded")
 
-    monkeypatch.setattr("bootagent.report.time.sleep", sleep)
-    assert report.wait_for_status(machine, "/etc/sv", 100)["exit_code"] == 1
-    assert report.wait_for_status(machine, "/etc/sv", 100, serving=True)["exit_code"] == 3
+    monkeypatch.setattr("bootagent.report.status.time.sleep", sleep)
+    assert status.wait(machine, "/etc/sv", 100)["exit_code"] == 1
+    assert status.wait(machine, "/etc/sv", 100, serving=True)["exit_code"] == 3
     assert len(slept) == 3
 
 
@@ -199,12 +200,12 @@ END = {"event": "run-end", "t": 4.0, "exit_code": 1, "outcome": "failed"}
 def test_the_history_of_a_machine(machine: Machine) -> None:
     journaled(machine, BEGIN, READ, LANE, STAGE, BROKE, END)
     journaled(machine, *({**line, "run": "killed"} for line in (BEGIN, READ)))
-    first, second = report.history(machine)
+    first, second = history.facts(machine)
     assert (first["outcome"], first["exit_code"], first["seconds"]) == ("failed", 1, 4.0)
     assert first["apps"] == {"web": {"intent": "deploy", "release": R1, "revision": "v1", "reason": "new"}}
     assert first["failures"] == [{"app": "web", "phase": "serve", "step": "start it", "sentence": "no"}]
     assert (second["outcome"], second["exit_code"], second["apps"]) == ("interrupted", None, {})
-    assert report.history_text([first, second]).splitlines() == [
+    assert history.text([first, second]).splitlines() == [
         "STARTED                   COMMAND  OUTCOME      TOOK   FAILED IN  APPS",
         "2026-11-12T12:00:00.000Z  run      interrupted  0.5 s  -          -",
         f"2026-11-12T12:00:00.000Z  run      failed       4.0 s  serve      web: deploy {R1}",
@@ -212,32 +213,32 @@ def test_the_history_of_a_machine(machine: Machine) -> None:
 
 
 def test_no_history(machine: Machine) -> None:
-    assert report.history(machine) == []
-    assert report.history_text([]) == "no run yet"
+    assert history.facts(machine) == []
+    assert history.text([]) == "no run yet"
 
 
 def test_no_timeline_is_a_sentence_with_a_remedy(machine: Machine) -> None:
     with pytest.raises(BootagentError, match=r"no run yet \(bootagent reconfigure\)"):
-        report.timeline(machine)
+        timeline.facts(machine)
 
 
 def test_the_history_has_what_the_end_of_a_run_says_of_its_failures(machine: Machine) -> None:
     failure = {"app": "web", "phase": "serve", "step": "start it", "sentence": "no", "code": None, "tail": ""}
     journaled(machine, BEGIN, BROKE, {**END, "failures": [failure], "tails": {"web": "last words"}})
-    assert report.history(machine)[0]["failures"] == [{**failure, "tail": "last words"}]
+    assert history.facts(machine)[0]["failures"] == [{**failure, "tail": "last words"}]
 
 
 def test_a_timeline_is_of_the_last_run_and_in_the_order_of_beginnings(machine: Machine) -> None:
     journaled(machine, {**BEGIN, "run": "older"}, {**STAGE, "run": "older"})
     journaled(machine, BEGIN, STAGE, READ, BROKE, END)
-    found = report.timeline(machine)
+    found = timeline.facts(machine)
     assert (found["run"], found["seconds"], found["finished"], found["uptime_at_start"]) == ("r", 4.0, True, 12.34)
     assert [(span["step"], span["begin"], span["end"], span["failed"]) for span in found["spans"]] == [
         ("read tags", 0.0, 0.5, False),
         ("unpack it", 0.5, 3.0, False),
         ("start it", 3.0, 4.0, True),
     ]
-    assert report.timeline_text(found).splitlines() == [
+    assert timeline.text(found).splitlines() == [
         "run of 2026-11-12T12:00:00.000Z: 4.00 s (reading 0.50 s), begun 12 s after the kernel started",
         "",
         "PHASE                                      TOOK       STEP",
@@ -249,24 +250,24 @@ def test_a_timeline_is_of_the_last_run_and_in_the_order_of_beginnings(machine: M
 
 def test_a_timeline_of_a_killed_run_says_so(machine: Machine) -> None:
     journaled(machine, BEGIN, READ)
-    assert "0.50 s, not finished (reading" in report.timeline_text(report.timeline(machine))
+    assert "0.50 s, not finished (reading" in timeline.text(timeline.facts(machine))
 
 
 def test_what_a_killed_run_was_at_is_told(machine: Machine) -> None:
     began = [{**READ, "event": "begin", "t": 0.0}, READ, {**STAGE, "event": "begin", "t": 0.5}]
     journaled(machine, BEGIN, *began, {**LANE, "t": 2.5, "event": "note"})
-    found = report.timeline(machine)
+    found = timeline.facts(machine)
     assert [span["unfinished"] for span in found["spans"]] == [False, True]
     last = found["spans"][-1]
     assert (last["step"], last["begin"], last["end"], last["unfinished"]) == ("unpack it", 0.5, 2.5, True)
     assert found["outcome"] == "not finished"
-    assert "|      >>>>>>>>>>>>>>>>>>>>>>>>>>|     2.00 s  web: unpack it" in report.timeline_text(found)
+    assert "|      >>>>>>>>>>>>>>>>>>>>>>>>>>|     2.00 s  web: unpack it" in timeline.text(found)
 
 
 def test_a_timeline_knows_when_the_run_waited_for_tags(machine: Machine) -> None:
     waiting = [{"event": "waiting", "t": t, "phase": "read", "step": "wait"} for t in (0.2, 5.3, 10.4)]
     journaled(machine, BEGIN, *waiting, {**READ, "t": 12.0}, {**END, "t": 12.5})
-    assert report.timeline(machine)["waits"] == [{"step": "wait", "begin": 0.2, "end": 12.0}]
+    assert timeline.facts(machine)["waits"] == [{"step": "wait", "begin": 0.2, "end": 12.0}]
 
 
 def booted(machine: Machine, run: str, command: str = "run", uptime: float = 12.34, **more: Any) -> None:
@@ -277,13 +278,13 @@ def booted(machine: Machine, run: str, command: str = "run", uptime: float = 12.
 def test_a_boot_is_told_from_the_kernel_on(machine: Machine) -> None:
     booted(machine, "of-another-boot", boot_id="other")
     booted(machine, "this")
-    found = report.timeline(machine)
+    found = timeline.facts(machine)
     # No systemd below this root: all that is known is how long it took.
     stage = {"name": "kernel and init", "begin": 0.0, "end": 12.34}
     assert found["boot"] == {"stages": [stage], "finish": None, "healthy": 16.34}
-    line = report.timeline_text(found).splitlines()[1]
+    line = timeline.text(found).splitlines()[1]
     assert line == "kernel and init 12.34 s; healthy 16.34 s after the kernel started"
-    assert report.boot_timeline(machine) == found
+    assert timeline.of_boot(machine) == found
 
 
 @pytest.mark.parametrize(
@@ -296,9 +297,9 @@ def test_a_boot_is_told_from_the_kernel_on(machine: Machine) -> None:
 def test_the_boots_run_is_not_the_last_one(machine: Machine, last: dict[str, Any], boot: str) -> None:
     booted(machine, "first")
     booted(machine, "last", **last)
-    assert (report.timeline(machine)["run"], report.timeline(machine)["boot"]) == ("last", None)
-    assert report.boot_timeline(machine)["run"] == boot
-    assert report.boot_timeline(machine)["boot"]["healthy"] == 16.34
+    assert (timeline.facts(machine)["run"], timeline.facts(machine)["boot"]) == ("last", None)
+    assert timeline.of_boot(machine)["run"] == boot
+    assert timeline.of_boot(machine)["boot"]["healthy"] == 16.34
 
 
 @pytest.mark.parametrize("begin", [{"uptime": 200000.0}, {"boot_id": "other"}, {"command": "reconfigure"}])
@@ -306,21 +307,21 @@ def test_without_a_boots_run_the_last_one_is_told_without_the_kernels_share(
     machine: Machine, begin: dict[str, Any]
 ) -> None:
     booted(machine, "last", **begin)
-    assert report.timeline(machine)["boot"] is None
-    found = report.boot_timeline(machine)
+    assert timeline.facts(machine)["boot"] is None
+    found = timeline.of_boot(machine)
     assert (found["run"], found["boot"]) == ("last", None)
 
 
 def test_a_boot_that_failed_is_never_called_healthy(machine: Machine) -> None:
     journaled(machine, {**BEGIN, "boot_id": journal.boot_id()}, READ, BROKE, END)
-    found = report.timeline(machine)
+    found = timeline.facts(machine)
     assert found["boot"]["healthy"] is None
-    assert "healthy" not in report.timeline_text(found)
+    assert "healthy" not in timeline.text(found)
 
 
 def test_a_timeline_with_nothing_in_it(machine: Machine) -> None:
     journaled(machine, BEGIN, {**END, "t": 0.0})
-    assert report.timeline_text(report.timeline(machine)).endswith("nothing had to be done")
+    assert timeline.text(timeline.facts(machine)).endswith("nothing had to be done")
 
 
 # --- plan --------------------------------------------------------------------------------------------------------
@@ -347,7 +348,7 @@ class Fake:
 
 def verdicts(machine: Machine, *steps: Fake) -> list[str]:
     lane = Lane("web", "deploy", {"stage": steps[:1], "activate": steps[1:2], "serve": steps[2:]}, R1, "sha256:a", "v1")
-    (told,) = report.planned(Plan((lane,)), machine)
+    (told,) = plan.facts(Plan((lane,)), machine)
     return [step["verdict"] for step in told["steps"]]
 
 
@@ -375,7 +376,7 @@ def test_the_text_of_a_plan(machine: Machine) -> None:
         Lane("web", "deploy", {"stage": (Fake("a"), Fake("b", False)), "serve": (Fake("c"),)}, R1, reason="v1 is new"),
         Lane("api", "nothing", {}, reason="no bucket"),
     )
-    assert report.plan_text(report.planned(Plan(lanes), machine)).splitlines() == [
+    assert plan.text(plan.facts(Plan(lanes), machine)).splitlines() == [
         "old: retire (the role does not run it)",
         "  PHASE  VERDICT   STEP",
         "  stage  would do  do old",
@@ -391,7 +392,7 @@ def test_the_text_of_a_plan(machine: Machine) -> None:
 
 
 def test_telling_leaves_the_machine_as_it_is(machine: Machine) -> None:
-    report.status(machine, "/etc/sv")
-    report.history(machine)
-    report.planned(Plan((Lane("web", "nothing", {}),)), machine)
+    status.facts(machine, "/etc/sv")
+    history.facts(machine)
+    plan.facts(Plan((Lane("web", "nothing", {}),)), machine)
     assert list(os.scandir(machine.root)) == []
