@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from bootagent.errors import AwsError, BootagentError
 
 if TYPE_CHECKING:
+    from mypy_boto3_autoscaling import AutoScalingClient
     from mypy_boto3_ec2 import EC2Client
     from mypy_boto3_elb import ElasticLoadBalancingClient
     from mypy_boto3_elbv2 import ElasticLoadBalancingv2Client
@@ -49,9 +50,9 @@ def ssm(region: str | None) -> SSMClient:
     return _client("ssm", region)  # type: ignore[no-any-return]
 
 
-def autoscaling(region: str | None) -> Any:
+def autoscaling(region: str | None) -> AutoScalingClient:
     """An Auto Scaling client for ``region``, made once a process and safe to share between threads."""
-    return _client("autoscaling", region)
+    return _client("autoscaling", region)  # type: ignore[no-any-return]
 
 
 def elbv2(region: str | None, *, hurried: bool = False) -> ElasticLoadBalancingv2Client:

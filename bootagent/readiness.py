@@ -14,7 +14,7 @@ from bootagent.machine import Machine
 from bootagent.services import runit, servicedir
 from bootagent.steps.base import Step
 
-#: The daemon keeps this file while a launch may wait for what the runs find.
+#: The daemon keeps this file while a launch may wait for what the runs find; it says since when, in seconds of uptime.
 LAUNCHING = "/run/bootagent/launching"
 TARGET_STATE = "meta-data/autoscaling/target-lifecycle-state"
 METADATA_SECONDS = 10.0
@@ -24,16 +24,29 @@ POLL_SECONDS = 1.0
 Serving = Mapping[str, Sequence[Step]]
 
 
+def target_state() -> str:
+    """The state that the group wants this instance in; empty when no group has it. Raises MetadataError."""
+    if is_disabled():
+        return ""
+    return (Metadata(METADATA_SECONDS).get(TARGET_STATE) or "").strip()
+
+
 def is_pooled() -> bool:
     """Whether the group wants this instance in its warm pool. Raises MetadataError."""
-    if is_disabled():
-        return False
-    return (Metadata(METADATA_SECONDS).get(TARGET_STATE) or "").strip().startswith("Warmed:")
+    return target_state().startswith("Warmed:")
 
 
 def is_launching(machine: Machine) -> bool:
     """Whether a launch may wait for this run; only the daemon knows, and looks into it meanwhile."""
     return machine.real(LAUNCHING).exists()
+
+
+def launching_since(machine: Machine) -> float | None:
+    """The uptime when the launch began to wait, in seconds; None when none does."""
+    try:
+        return float(machine.real(LAUNCHING).read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def lasting_problem(machine: Machine, serving: Serving, definitions: str, seconds: float) -> str | None:

@@ -2,7 +2,8 @@
 
 - ``group.py``: what Auto Scaling is asked and told
 - ``place.py``: which hooks are ours, and who we are
-- ``escort.py``: goes beside the runs and the stop of the daemon: heartbeats, and the answer at the end
+- ``escort.py``: goes beside the runs and the stop of the daemon: the answer at the end
+- ``heart.py``: the heartbeats meanwhile
 - ``verdict.py``: what the runs' ends say of a launch
 - ``diagnosis.py``: what is stored of a launch that is given up
 

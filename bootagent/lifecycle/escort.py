@@ -7,6 +7,7 @@ no longer, and with the daemon that started it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import random
@@ -15,13 +16,16 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from bootagent import aws, journal, readiness, state
+from bootagent.config import resolve
 from bootagent.errors import AwsError, BootagentError
 from bootagent.instance import Instance
 from bootagent.lifecycle import diagnosis, group
 from bootagent.lifecycle.group import Hook, Member, Result
+from bootagent.lifecycle.heart import Heart
 from bootagent.lifecycle.place import Place
 from bootagent.lifecycle.verdict import RunEnd, Runs, judge
 from bootagent.survey import DEFINITIONS
+from bootagent.telling import console_line
 
 #: Since when a launch has waited, for that must outlive this process.
 SINCE = "/var/lib/bootagent/launch.json"
@@ -34,8 +38,12 @@ ASK_SECONDS = 3.0
 PARENT_SECONDS = 5.0
 #: How long an answer that AWS does not take is given again.
 ANSWER_SECONDS = 180.0
-#: How long an instance that is stopped waits to be told that its group waits for it.
+#: How long the diagnosis is tried to be stored before the launch is given up without it.
+STORE_SECONDS = 60.0
+#: How long to wait until the group says of the instance what its metadata says already.
 CONFIRM_SECONDS = 180.0
+#: Of the time that the group may wait at all, what a launch is tried for: there must be time to say why it failed.
+SHARE_OF_LIMIT = 0.95
 
 #: Tells people a sentence; the second argument says whether something is wrong.
 Tell = Callable[[str, bool], None]
@@ -57,59 +65,86 @@ class Escort:
         self._parent = os.getppid()
         self._told: set[str] = set()
 
-    # --- at launch -------------------------------------------------------------------------------------------
-
     def launching(self) -> bool:
         """See the launch to its end; False when something was wrong, so that it is worth another try."""
-        name, runs = self._lifecycle.launching, Runs(self._machine)
-        if name is None:
-            return True
+        return self._seen_to("launch", self._launch)
+
+    def terminating(self) -> bool:
+        """Send heartbeats while the services are stopped, and then answer. As :meth:`launching`."""
+        return self._seen_to("termination", self._terminate)
+
+    def _seen_to(self, what: str, see: Callable[[], None]) -> bool:
         try:
-            return self._launch(name, runs)
+            see()
         except _LeftError:
             return True
-        except BootagentError as error:
-            self._tell(f"launch: {error}", True)
+        except (BootagentError, OSError) as error:
+            self._tell(f"{what}: {error}", True)
             return False
+        return True
 
-    def _launch(self, name: str, runs: Runs) -> bool:
+    # --- at launch -------------------------------------------------------------------------------------------
+
+    def _launch(self) -> None:
+        if self._lifecycle.launching is None and not readiness.is_pooled():
+            return
         here = self._place.instance()
+        since = readiness.launching_since(self._machine)
+        runs = Runs(self._machine, journal.uptime() if since is None else since)
         until = time.monotonic() + self._lifecycle.give_up_after
+        member = self._member_at_launch(here, until)
+        hook = self._hook_at_launch(member, until) if member else None
+        if member and hook:
+            with Heart(member, hook, lambda sentence: self._say(sentence, wrong=True)) as heart:
+                self._see_through(here, member, hook, runs, heart)
+        self._machine.real(SINCE).unlink(missing_ok=True)
+
+    def _member_at_launch(self, here: Instance, until: float) -> Member | None:
+        """The instance once hooks hold it at launch; None when none does. Raises AwsError, MetadataError."""
+        known = time.monotonic() + CONFIRM_SECONDS
         member = self._member(here, until)
-        while member and member.launch_begins:
+        # What was launched a moment ago may be known to metadata before it is to whom we ask.
+        while member.launch_begins if member else time.monotonic() < known and _is_wanted():
+            if member and time.monotonic() > until:
+                raise BootagentError(f"{member.instance_id} has been {member.state} all the time, and is waited for")
             self._pause(ASK_SECONDS)
             member = self._member(here, until)
-        if member is None or not member.launch_waits:
-            self._machine.real(SINCE).unlink(missing_ok=True)
-            return True
-        found = self._patiently(until, lambda: group.hook(member, name))
-        if found is None:
-            self._say(f"launch: group {member.group} has no hook {name}", wrong=True)
-            return True
-        return self._see_through(here, member, found, runs)
+        return member if member and member.launch_waits else None
 
-    def _see_through(self, here: Instance, member: Member, hook: Hook, runs: Runs) -> bool:
+    def _hook_at_launch(self, member: Member, until: float) -> Hook | None:
+        """The one of ours that may hold it; None when there is none. Raises AwsError.
+
+        On its way back into the warm pool it is the hook of terminations: "Use lifecycle hooks with a warm pool".
+        """
+        names = [self._lifecycle.launching, self._lifecycle.terminating if member.is_pooled else None]
+        found = [hook for name in names if name and (hook := self._hook(member, name, "launch", until))]
+        if len(found) < 2:
+            return found[0] if found else None
+        waits = (one for one in found if self._patiently(until, functools.partial(group.beat, member, one.name)))
+        return next(waits, None)
+
+    def _see_through(self, here: Instance, member: Member, hook: Hook, runs: Runs, heart: Heart) -> None:
         begun = time.monotonic() - self._waited(member)
-        beat_due, given_up = 0.0, False
+        most = min(self._lifecycle.give_up_after, SHARE_OF_LIMIT * hook.limit)
+        given_up = False
         self._say(f"launch: {member.group} waits")
-        while True:
-            late = time.monotonic() - begun >= self._lifecycle.give_up_after
-            if time.monotonic() >= beat_due and (given_up or not late):
-                beat_due = time.monotonic() + self._beat(member, hook)
-                if beat_due == float("inf"):
-                    return self._over("launch: the hook waits no longer")
+        while not heart.has_stopped:
+            late = time.monotonic() - begun >= most
             end = runs.last()
             verdict = judge(end, pooled=member.is_pooled, late=late)
             if verdict == "continue" and self._are_up(member, end):
-                return self._answer(here, hook, "CONTINUE", "launch: continued")
+                self._answer(member, hook, "CONTINUE", "launch: continued")
+                return
             if (verdict == "give up" or late) and not given_up:
-                why = self._why(end, late=late)
+                why = _why(end, most if late else None)
                 self._store(here, why, end)
                 if self._lifecycle.on_failure == "abandon":
-                    return self._answer(here, hook, "ABANDON", f"launch: abandoned: {why}", wrong=True)
+                    self._answer(member, hook, "ABANDON", f"launch: abandoned: {why}", wrong=True)
+                    return
                 self._tell(f"launch: given up, and kept for inspection: {why}", True)
-                given_up, beat_due = True, 0.0
+                given_up = True
             self._pause(LOOK_SECONDS)
+        self._say("launch: the hook waits no longer")
 
     def _are_up(self, member: Member, end: RunEnd | None) -> bool:
         """Whether what the run has seen to last does so still."""
@@ -122,21 +157,21 @@ class Escort:
             self._say(f"launch: waiting for {', '.join(down)} to be up again")
         return not down
 
-    def _why(self, end: RunEnd | None, *, late: bool) -> str:
-        said = "; ".join(end.problems) if end else "no run has ended"
-        return f"not ready after {self._lifecycle.give_up_after:g} s: {said}" if late else said
-
     def _store(self, here: Instance, why: str, end: RunEnd | None) -> None:
         """Store the diagnosis before anything else: the instance may be gone a moment later."""
         found = diagnosis.make(self._place, here.instance_id or "unknown", why, end)
+        if resolve.telling(self._place.document).console:
+            console_line.show(self._machine, f"bootagent: the launch of {here.instance_id} is given up: {why}")
         prefix = self._place.diagnosis(here)
-        diagnosis.announce(self._machine, f"the launch of {here.instance_id} is given up: {why}")
         if prefix is None:
             return
+        until = time.monotonic() + STORE_SECONDS
         try:
-            self._tell(f"launch: the diagnosis is {diagnosis.store(found, prefix, here.region)}", False)
-        except BootagentError as error:
+            url = self._patiently(until, lambda: diagnosis.store(found, prefix, here.region))
+        except BootagentError as error:  # to be held up for its sake would help nobody
             self._tell(f"launch: the diagnosis is not stored: {error}", True)
+        else:
+            self._tell(f"launch: the diagnosis is {url}", False)
 
     def _waited(self, member: Member) -> float:
         """For how long the launch has waited in this state already, in seconds, as far as we know."""
@@ -156,81 +191,61 @@ class Escort:
             self._tell(f"launch: cannot write {SINCE}: {error.strerror}", True)
         return 0.0
 
-    def _over(self, sentence: str) -> bool:
-        self._machine.real(SINCE).unlink(missing_ok=True)
-        self._say(sentence)
-        return True
-
     # --- at the end ------------------------------------------------------------------------------------------
 
-    def terminating(self) -> bool:
-        """Send heartbeats while the services are stopped, and then answer. As :meth:`launching`."""
+    def _terminate(self) -> None:
         name = self._lifecycle.terminating
-        if name is None:
-            return True
-        try:
-            return self._terminate(name)
-        except _LeftError:
-            return True
-        except BootagentError as error:
-            self._tell(f"termination: {error}", True)
-            return False
+        member = self._member_at_end(self._place.instance()) if name else None
+        hook = self._hook(member, name, "termination", time.monotonic() + CONFIRM_SECONDS) if member and name else None
+        if member and hook:
+            self._say("termination: the group waits for the stop")
+            with Heart(member, hook, lambda sentence: self._say(sentence, wrong=True)) as heart:
+                while self._is_stopping() and not heart.has_stopped:
+                    self._pause(LOOK_SECONDS)
+                self._answer(member, hook, "CONTINUE", "termination: continued")
 
-    def _terminate(self, name: str) -> bool:
-        here, stopping = self._place.instance(), self._machine.real(STOPPING)
+    def _member_at_end(self, here: Instance) -> Member | None:
+        """The instance once hooks hold it before its end; None when none does, or may. Raises AwsError."""
         until = time.monotonic() + CONFIRM_SECONDS
         member = self._member(here, until)
         while member and not member.end_waits:
             if member.is_ending:
-                return True
-            if stopping.exists():
+                return None
+            if self._is_stopping():
                 until = time.monotonic() + CONFIRM_SECONDS
             elif time.monotonic() > until:
                 self._say(f"termination: the state is {member.state}, not Terminating:Wait; nothing is answered")
-                return True
+                return None
             self._say("termination: waiting for Terminating:Wait")
             self._pause(ASK_SECONDS)
             member = self._member(here, until)
-        if member is None:
-            return True
-        found = self._patiently(until, lambda: group.hook(member, name))
-        if found is None:
-            self._say(f"termination: group {member.group} has no hook {name}", wrong=True)
-            return True
-        self._say("termination: the group waits for the stop")
-        beat_due = 0.0
-        while stopping.exists():
-            if time.monotonic() >= beat_due:
-                beat_due = time.monotonic() + self._beat(member, found)
-                if beat_due == float("inf"):
-                    return True
-            self._pause(LOOK_SECONDS)
-        return self._answer(here, found, "CONTINUE", "termination: continued")
+        return member
+
+    def _is_stopping(self) -> bool:
+        return self._machine.real(STOPPING).exists()
 
     # --- AWS -------------------------------------------------------------------------------------------------
 
-    def _beat(self, member: Member, hook: Hook) -> float:
-        """Send a heartbeat; returns the seconds until the next, infinite when the hook waits no longer."""
-        try:
-            return hook.timeout / 3 if group.beat(member, hook.name) else float("inf")
-        except AwsError as error:
-            self._say(f"no heartbeat: {error}", wrong=True)
-            return min(ASK_SECONDS, hook.timeout / 3) if group.may_pass(error) else hook.timeout / 3
+    def _answer(self, member: Member, hook: Hook, result: Result, said: str, *, wrong: bool = False) -> None:
+        """Answer the hook once the group confirms it, and that the instance is in the state that was judged.
 
-    def _answer(self, here: Instance, hook: Hook, result: Result, said: str, *, wrong: bool = False) -> bool:
-        """Answer the hook, once the group confirms that it waits: whoever else answered has had the say."""
-        until, at_launch = time.monotonic() + ANSWER_SECONDS, said.startswith("launch:")
+        Out of the warm pool the same hook waits again, for more. Raises AwsError.
+        """
 
         def answer() -> bool:
-            member = group.member(here.region, here.instance_id or "")
-            if member is None or not (member.launch_waits if at_launch else member.end_waits):
+            now = group.member(member.region, member.instance_id)
+            if now is None or now.state != member.state or group.hook(now, hook.name) is None:
                 return False
-            return group.complete(member, hook.name, result)
+            return group.complete(now, hook.name, result)
 
-        answered = self._patiently(until, answer)
-        self._machine.real(SINCE).unlink(missing_ok=True)
+        answered = self._patiently(time.monotonic() + ANSWER_SECONDS, answer)
         self._tell(said if answered else f"{said.partition(':')[0]}: the hook waits no longer", wrong)
-        return True
+
+    def _hook(self, member: Member, name: str, what: str, until: float) -> Hook | None:
+        found = self._patiently(until, functools.partial(group.hook, member, name))
+        if found is None:
+            self._say(f"{what}: group {member.group} has no hook {name}", wrong=True)
+        return found
 
     def _member(self, here: Instance, until: float) -> Member | None:
         if here.instance_id is None:
@@ -246,7 +261,7 @@ class Escort:
             except AwsError as error:
                 if time.monotonic() >= until:
                     raise
-                self._say(f"cannot answer the group yet: {error}", wrong=True)
+                self._say(f"to be tried again: {error}", wrong=True)
                 if aws.is_early(error):
                     aws.forget_clients()
             self._pause(ASK_SECONDS)
@@ -264,3 +279,14 @@ class Escort:
         if (kind := sentence.partition(" [request ")[0]) not in self._told:
             self._told.add(kind)
             self._tell(sentence, wrong)
+
+
+def _is_wanted() -> bool:
+    """Whether metadata says that a group has the instance. Raises MetadataError."""
+    return readiness.target_state() not in ("", "Detached")
+
+
+def _why(end: RunEnd | None, late: float | None) -> str:
+    """Why a launch is given up; ``late``: for how many seconds it has been tried, when that is the reason."""
+    said = "; ".join(end.problems) if end else "no run has ended"
+    return said if late is None else f"not ready after {late:g} s: {said}"

@@ -6,7 +6,7 @@ The instance's id is enough to answer a hook; the token of a notification is not
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from bootagent import aws
 from bootagent.errors import AwsError
@@ -48,15 +48,19 @@ class Member:
     @property
     def is_ending(self) -> bool:
         """Whether no hook can hold it any more."""
-        return self.state == "Terminated" or self.state.endswith("Terminating:Proceed")
+        return self.state.endswith(("Terminating:Proceed", "Terminating:Retained", "Terminated"))
 
 
 @dataclass(frozen=True)
 class Hook:
-    """A hook of the group: the seconds that each heartbeat gives."""
+    """A hook of the group. ``timeout`` is what each heartbeat gives, ``limit`` how long it may hold an instance in all.
+
+    Both in seconds; ``limit`` is the GlobalTimeout: 48 hours or a hundred timeouts, whichever is less.
+    """
 
     name: str
     timeout: float
+    limit: float
 
 
 def member(region: str | None, instance_id: str) -> Member | None:
@@ -71,23 +75,39 @@ def member(region: str | None, instance_id: str) -> Member | None:
 def hook(one: Member, name: str) -> Hook | None:
     """The group's hook of a name; None when it has none. Raises AwsError."""
     with aws.call(f"ask for hook {name} of {one.group}", "autoscaling:DescribeLifecycleHooks"):
-        answer = aws.autoscaling(one.region).describe_lifecycle_hooks(
-            AutoScalingGroupName=one.group, LifecycleHookNames=[name]
-        )
+        # All of them: whether a name that is not there is an error, the API does not say.
+        answer = aws.autoscaling(one.region).describe_lifecycle_hooks(AutoScalingGroupName=one.group)
     for found in answer["LifecycleHooks"]:
-        return Hook(name, float(found["HeartbeatTimeout"]))
+        if found["LifecycleHookName"] == name:
+            return Hook(name, float(found["HeartbeatTimeout"]), float(found["GlobalTimeout"]))
     return None
 
 
 def beat(one: Member, name: str) -> bool:
     """Have the hook wait for its timeout once more; False when it waits no longer. Raises AwsError."""
-    return _done(one, name, "send a heartbeat to", "RecordLifecycleActionHeartbeat", {})
+    try:
+        with aws.call(f"send a heartbeat to hook {name} of {one.group}", "autoscaling:RecordLifecycleActionHeartbeat"):
+            aws.autoscaling(one.region).record_lifecycle_action_heartbeat(
+                LifecycleHookName=name, AutoScalingGroupName=one.group, InstanceId=one.instance_id
+            )
+    except AwsError as error:
+        return _raised_unless_over(error)
+    return True
 
 
 def complete(one: Member, name: str, result: Result) -> bool:
     """Answer the hook; False when it waits no longer. Raises AwsError."""
-    words: dict[str, str] = {"LifecycleActionResult": result}
-    return _done(one, name, f"answer {result} to", "CompleteLifecycleAction", words)
+    try:
+        with aws.call(f"answer {result} to hook {name} of {one.group}", "autoscaling:CompleteLifecycleAction"):
+            aws.autoscaling(one.region).complete_lifecycle_action(
+                LifecycleHookName=name,
+                AutoScalingGroupName=one.group,
+                InstanceId=one.instance_id,
+                LifecycleActionResult=result,
+            )
+    except AwsError as error:
+        return _raised_unless_over(error)
+    return True
 
 
 def may_pass(error: AwsError) -> bool:
@@ -95,16 +115,7 @@ def may_pass(error: AwsError) -> bool:
     return aws.may_pass(error) or error.code in ("ResourceContention", "ResourceContentionFault")
 
 
-def _done(one: Member, name: str, doing: str, action: str, words: dict[str, str]) -> bool:
-    calls: dict[str, Any] = {
-        "RecordLifecycleActionHeartbeat": aws.autoscaling(one.region).record_lifecycle_action_heartbeat,
-        "CompleteLifecycleAction": aws.autoscaling(one.region).complete_lifecycle_action,
-    }
-    try:
-        with aws.call(f"{doing} hook {name} of {one.group}", f"autoscaling:{action}"):
-            calls[action](LifecycleHookName=name, AutoScalingGroupName=one.group, InstanceId=one.instance_id, **words)
-    except AwsError as error:
-        if error.code == "ValidationError" and _NOT_ACTIVE in str(error):
-            return False
-        raise
-    return True
+def _raised_unless_over(error: AwsError) -> bool:
+    if error.code == "ValidationError" and _NOT_ACTIVE in str(error):
+        return False
+    raise error

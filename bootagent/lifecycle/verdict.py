@@ -43,31 +43,35 @@ def judge(end: RunEnd | None, *, pooled: bool, late: bool) -> Verdict:
 
 
 class Runs:
-    """The runs that end from now on, as the journal tells of them."""
+    """The runs that began in this boot and at this uptime or later, in seconds, as the journal tells of them.
 
-    def __init__(self, machine: Machine) -> None:
-        self._machine = machine
+    One may have ended before anybody looked: it counts. One that began earlier knew of no launch, or of another.
+    """
+
+    def __init__(self, machine: Machine, since: float) -> None:
+        self._machine, self._since = machine, since
         self._path = machine.real(journal.PATH)
         self._seen: tuple[int, int] = (0, 0)
         self._last: RunEnd | None = None
-        self._before = {records[0]["run"] for records in journal.read_runs(machine) if _has_ended(records)}
 
     def last(self) -> RunEnd | None:
-        """The last of them that was to configure the instance."""
+        """The last of them that was to configure the instance, and has ended."""
         try:
             found = self._path.stat()
         except OSError:
             return self._last
         if (found.st_mtime_ns, found.st_size) != self._seen:
             self._seen = (found.st_mtime_ns, found.st_size)
-            ended = [
-                records
-                for records in journal.read_runs(self._machine)
-                if _has_ended(records) and records[0]["run"] not in self._before
-            ]
-            configuring = [records for records in ended if records[0].get("command") in CONFIGURING]
-            self._last = _end(configuring[-1]) if configuring else None
+            boot_id = journal.boot_id()
+            ended = [records for records in journal.read_runs(self._machine) if self._counts(records, boot_id)]
+            self._last = _end(ended[-1]) if ended else None
         return self._last
+
+    def _counts(self, records: Sequence[Record], boot_id: str) -> bool:
+        first, last = records[0], records[-1]
+        if first["event"] != "run-begin" or last["event"] != "run-end" or first.get("command") not in CONFIGURING:
+            return False
+        return first.get("boot_id") == boot_id and float(first.get("uptime", 0.0)) >= self._since
 
 
 def failure(end: RunEnd) -> dict[str, Any]:
@@ -76,10 +80,6 @@ def failure(end: RunEnd) -> dict[str, Any]:
         if record["event"] == "failed":
             return {"phase": record.get("phase"), "step": record.get("step"), "sentence": record.get("error")}
     return {}
-
-
-def _has_ended(records: Sequence[Record]) -> bool:
-    return bool(records) and records[-1]["event"] == "run-end"
 
 
 def _end(records: Sequence[Record]) -> RunEnd:

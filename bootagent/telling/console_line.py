@@ -30,12 +30,12 @@ def line(known: State) -> str:
 
 
 def show(machine: Machine, text: str) -> None:
-    """Write a line to the console, unless the person it is for sits at a terminal, or the machine is not this one.
+    """Write a text as one line to the console, unless who it is for sits at a terminal, or the machine is not this one.
 
     It waits for nobody and fails nothing: a serial line that stands still must not keep a boot from its end.
     """
     if machine.root == Path("/") and not _is_watched():
-        write(machine.real(CONSOLE), text)
+        write(machine.real(CONSOLE), _cut(plain(" ".join(text.split())), CHARACTERS))
 
 
 def write(console: Path, text: str) -> bool:

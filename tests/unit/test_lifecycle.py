@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from bootagent import aws, readiness
+from bootagent import aws, journal, readiness
 from bootagent.errors import AwsError, UsageError
 from bootagent.instance import Instance
 from bootagent.journal import Journal
-from bootagent.lifecycle import diagnosis, escort, group, place
+from bootagent.lifecycle import escort, group, heart, place
 from bootagent.lifecycle.place import Place
 from bootagent.lifecycle.verdict import RunEnd, Runs, Verdict, failure, judge
 from bootagent.machine import Machine
@@ -76,30 +76,41 @@ def test_for_the_pool_it_is_enough_to_be_prepared() -> None:
     assert judge(ended(0, readiness="sustained"), pooled=True, late=False) == "wait"
 
 
-def test_only_runs_that_end_from_now_on_count(tmp_path: Path) -> None:
-    machine = Machine(tmp_path)
+class Book:
+    """A journal to be written as runs write it."""
 
-    def run(command: str, code: int) -> None:
-        journal = Journal(machine)
-        journal.run = f"{command}-{code}-{time.monotonic_ns()}"
-        journal.record("run-begin", command=command)
-        if code:
-            journal.record("failed", phase="stage", step="pull", error="it broke")
-        journal.record("run-end", exit_code=code, transient=bool(code), readiness=None, problems=["no luck"])
-        journal.close()
+    def __init__(self, root: Path) -> None:
+        self.machine = Machine(root)
 
-    assert Runs(machine).last() is None, "there is no journal yet"
-    run("run", 1)
-    runs = Runs(machine)
-    assert runs.last() is None
-    run("retry", 1)
+    def run(self, command: str = "run", *, boot_id: str = "", since: float | None = None, **ending: Any) -> None:
+        one = Journal(self.machine)
+        one.run = f"{command}-{time.monotonic_ns()}"
+        begun = journal.uptime() if since is None else since
+        one.record("run-begin", command=command, boot_id=boot_id or journal.boot_id(), uptime=begun)
+        if ending.get("exit_code"):
+            one.record("failed", phase="stage", step="pull", error="it broke")
+        usual = {"exit_code": 0, "transient": False, "readiness": None, "problems": ["no luck"]}
+        one.record("run-end", **{**usual, **ending})
+        one.close()
+
+
+def test_only_runs_of_this_launch_count(tmp_path: Path) -> None:
+    book, since = Book(tmp_path), journal.uptime()
+    runs = Runs(book.machine, since)
+    assert runs.last() is None, "there is no journal yet"
+    book.run(since=since - 1)
+    assert runs.last() is None, "it began before"
+    book.run(boot_id="another", since=since + 1)
+    assert runs.last() is None, "that was another boot"
+    book.run("retry", exit_code=1, transient=True)
     found = runs.last()
     assert found is not None
     assert (found.exit_code, found.transient, found.problems) == (1, True, ("no luck",))
     assert failure(found) == {"phase": "stage", "step": "pull", "sentence": "it broke"}
-    run("rollback", 0)
+    assert Runs(book.machine, since).last() == found, "though it ended before anybody looked"
+    book.run("rollback")
     assert runs.last() == found, "it was not to configure the instance"
-    run("reconfigure", 0)
+    book.run("reconfigure")
     last = runs.last()
     assert last is not None
     assert (last.exit_code, failure(last)) == (0, {})
@@ -178,16 +189,6 @@ def test_a_configuration_without_hooks_has_no_place(tmp_path: Path) -> None:
     assert place_with(tmp_path, "") is None
 
 
-def test_the_console_gets_one_line(tmp_path: Path) -> None:
-    machine = Machine(tmp_path)
-    diagnosis.announce(machine, "nobody hears it")
-    path = machine.real("/dev/console")
-    path.parent.mkdir()
-    path.touch()
-    diagnosis.announce(machine, "it\nbroke\x1b[2J")
-    assert path.read_text() == "bootagent: it broke\\x1b[2J\n"
-
-
 # --- the group ---------------------------------------------------------------------------------------------------
 
 
@@ -221,7 +222,7 @@ def test_a_launch_waits_for_every_hook_and_an_answer_counts_once(cloud: Cloud, i
         until(lambda: fleet.state == "Pending:Wait")
         one = member(cloud)
         assert (one.group, one.launch_waits, one.end_waits, target(cloud)) == ("fleet", True, False, "InService")
-        assert group.hook(one, "a") == group.Hook("a", 60.0)
+        assert group.hook(one, "a") == group.Hook("a", 60.0, 6000.0)
         assert group.hook(one, "d") is None
         assert group.beat(one, "a")
         assert not group.beat(one, "c"), "it is for the other end"
@@ -331,21 +332,21 @@ class Journey:
         lines = "".join(f'{key} = "{value}"\n' for key, value in {**usual, **settings}.items())
         found = place_with(tmp_path, f"[lifecycle]\n{lines}")
         assert found is not None
-        self.machine, self.said = found.machine, list[str]()
+        self.machine, self.said, self._book = found.machine, list[str](), Book(tmp_path)
         self._place = found
         self._thread = threading.Thread()
 
     def begin(self, what: str = "launching") -> None:
+        mark = self.machine.real(readiness.LAUNCHING)
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        if not mark.exists():  # as the daemon does before a run begins
+            mark.write_text(f"{journal.uptime()}\n")
         one = escort.Escort(self._place, lambda sentence, wrong: self.said.append(sentence))
         self._thread = threading.Thread(target=getattr(one, what), daemon=True)
         self._thread.start()
 
-    def ends(self, code: int, **more: object) -> None:
-        journal = Journal(self.machine)
-        journal.run = f"run-{time.monotonic_ns()}"
-        journal.record("run-begin", command="run")
-        journal.record("run-end", **{"exit_code": code, "transient": False, "problems": ["no luck"], **more})
-        journal.close()
+    def ends(self, code: int, **more: Any) -> None:
+        self._book.run(exit_code=code, **more)
 
     def over(self) -> bool:
         self._thread.join(15)
@@ -357,8 +358,14 @@ class Journey:
 
 @pytest.fixture
 def quick(inside: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in (("LOOK_SECONDS", 0.05), ("ASK_SECONDS", 0.2), ("CONFIRM_SECONDS", 1.0)):
+    for name, seconds in (
+        ("LOOK_SECONDS", 0.05),
+        ("ASK_SECONDS", 0.2),
+        ("CONFIRM_SECONDS", 1.0),
+        ("STORE_SECONDS", 1.0),
+    ):
         monkeypatch.setattr(escort, name, seconds)
+    monkeypatch.setattr(heart, "RETRY_SECONDS", 0.2)
 
 
 READY, DRAINED = Hook("ready", "launching", 6), Hook("drained", "terminating", 6)
@@ -395,7 +402,7 @@ def test_a_diagnosis_that_cannot_be_stored_is_told_and_no_reason_to_stay(
 ) -> None:
     cloud.create_bucket("logs")
     journey = Journey(tmp_path, diagnosis="s3://logs/below")
-    cloud.api.fail("s3", "PutObject", code="AccessDenied", status=403)
+    cloud.api.fail("s3", "PutObject", code="AccessDenied", status=403, times=99)
     journey.begin()
     until(lambda: journey.heard("launch: fleet waits"))
     journey.ends(2)
@@ -428,7 +435,6 @@ def test_a_restart_gives_a_launch_no_more_time(tmp_path: Path, cloud: Cloud, fle
     assert journey.over()
     assert fleet.answers[0] == ("ready", "ABANDON", "call")
     assert not path.exists()
-    assert fleet.heartbeats == [], "its time is over"
 
 
 def test_degraded_it_is_continued_when_nothing_better_comes_in_time(tmp_path: Path, fleet: AutoScaling) -> None:
@@ -472,7 +478,7 @@ def test_a_role_that_is_late_is_waited_for_and_told(tmp_path: Path, cloud: Cloud
 def test_an_end_is_answered_once_the_stop_is_over(tmp_path: Path, fleet: AutoScaling) -> None:
     journey = Journey(tmp_path)
     stopping = journey.machine.real(escort.STOPPING)
-    stopping.parent.mkdir(parents=True)
+    stopping.parent.mkdir(parents=True, exist_ok=True)
     stopping.touch()
     journey.begin("terminating")
     until(lambda: journey.heard("termination: waiting for Terminating:Wait"))
