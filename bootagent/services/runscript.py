@@ -20,6 +20,7 @@ from pathlib import Path
 
 from bootagent.machine import MINIMAL_ENVIRONMENT, Identity, Machine
 from bootagent.services import cgroups
+from bootagent.services.servicefiles import Confinement
 
 #: Where the firmware of a Nitro instance shows its id; others show nothing of the kind. An image made of an instance
 #: carries its services along: they must not start as those of the old instance before the new one knows its tags.
@@ -33,7 +34,7 @@ TOGETHER = "/run/bootagent/env"
 class RunScript:
     """What it says. ``directory`` is root's service directory, with ``env/`` in it; ``secrets`` lie elsewhere.
 
-    ``open_files`` is what the service asks for later, when it is no longer root's.
+    ``confinement`` is what the service asks for later, when it is no longer root's.
     """
 
     name: str
@@ -42,7 +43,7 @@ class RunScript:
     needs: tuple[str, ...]
     secrets: str | None
     cgroup: cgroups.Limits | None
-    open_files: int | None
+    confinement: Confinement
 
     def text(self, machine: Machine) -> bytes:
         """The script."""
@@ -54,7 +55,7 @@ class RunScript:
                 *_only_here(machine),
                 *self._waits(machine),
                 *(cgroups.lines(machine, self.name, self.cgroup) if self.cgroup else ()),
-                *self._raised(),
+                *self.confinement.raising(),
                 *self._together(machine),
                 self._start(machine),
                 "",
@@ -70,13 +71,6 @@ class RunScript:
         if self.secrets:
             waits.append(f"until [ -d {shlex.quote(str(machine.real(self.secrets)))} ]; do sleep 0.5; done")
         return waits
-
-    def _raised(self) -> list[str]:
-        """Only root can raise a hard limit."""
-        if self.open_files is None:
-            return []
-        hard = '"$(ulimit -Hn)"'
-        return [f"[ {hard} = unlimited ] || [ {hard} -ge {self.open_files} ] || ulimit -Hn {self.open_files}"]
 
     def _together(self, machine: Machine) -> list[str]:
         if not self.secrets:

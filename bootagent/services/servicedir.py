@@ -5,6 +5,7 @@
         env/                     the environment but for secrets, for chpst -e; only root can read it
         service/                 run, finish, check, log/run, control/ … as the release has them, given to the user
         bootagent.json           the marker: which release and definition was last seen to work
+        stop_within              how many seconds it may take to stop
     /etc/service/APP.NAME        a link to it
 
 The user's own runsv makes the scripts safe to hand over, and lets the user ``sv`` the inner directory without root.
@@ -33,6 +34,10 @@ from bootagent.services.runtimes import Shims
 from bootagent.services.servicefiles import FREE, Confinement, Files, confined
 
 MARKER = "bootagent.json"
+#: How many seconds the service may take to stop, for whoever removes it when nothing else tells any more; and how many
+#: when this does not tell either.
+PATIENCE = "stop_within"
+STOP_SECONDS = 10.0
 #: Where logs go unless configured; what is there is ours to give to whoever the service's user is now.
 OWN_LOGS = "/var/log/bootagent/"
 #: In the environment of all that a service starts, the real path of its directory: so what it left behind is known.
@@ -61,9 +66,23 @@ def _is_ours(entry: Path) -> bool:
     return (entry / MARKER).exists()
 
 
-def remove(machine: Machine, definitions: str, service_dir: str, name: str, *, within: float = 10) -> None:
-    """Stop a service for good: the process, both runsvs, the link and the directory."""
+def patience(machine: Machine, definitions: str, name: str) -> float:
+    """How many seconds a service may take to stop, as it was installed."""
+    try:
+        return float((machine.real(definitions) / name / PATIENCE).read_text())
+    except (OSError, ValueError):
+        return STOP_SECONDS
+
+
+def remove(
+    machine: Machine, definitions: str, service_dir: str, name: str, *, within: float | None = None
+) -> None:
+    """Stop a service for good: the process, both runsvs, the link and the directory.
+
+    ``within`` None: it may take as long as it might when it was installed.
+    """
     outer = machine.real(definitions) / name
+    within = patience(machine, definitions, name) if within is None else within
     link = machine.real(service_dir) / name
     if runit.is_supervised(outer / "service"):
         owner = (outer / "service" / "supervise").stat()
@@ -180,6 +199,7 @@ class ServiceDirectory:
             self.unmark(machine)  # ours from the first file on, so that a killed run's leavings are found
         wanted = {path: (content, mode) for path, content, mode in self._outer_files(machine)}
         self._forget_other_user(machine)
+        self._note_patience(machine, stop_within)
         before = _present(outer)
         if runit.is_supervised(inner):
             runit.stop(machine, inner, within=stop_within, identity=self.identity)
@@ -210,6 +230,11 @@ class ServiceDirectory:
             remove(machine, self.definitions, self.service_dir, self.name)
             self.unmark(machine)
             machine.make_directory(self.inner(machine))
+
+    def _note_patience(self, machine: Machine, stop_within: float) -> None:
+        path, content = self.outer(machine) / PATIENCE, f"{stop_within:g}\n".encode()
+        if not path.exists() or path.read_bytes() != content:
+            machine.write(path, content)
 
     def _forget_what_is_left(self, machine: Machine) -> None:
         """Of a definition that had a control group, or secrets."""
@@ -276,7 +301,7 @@ class ServiceDirectory:
             needs=self.needs,
             secrets=self.secrets,
             cgroup=self.cgroup,
-            open_files=self.confinement.open_files,
+            confinement=self.confinement,
         ).text(machine)
 
     # --- the marker --------------------------------------------------------------------------------------------
@@ -309,7 +334,7 @@ def _present(outer: Path) -> dict[str, tuple[bytes, int]]:
         return {}
     found: dict[str, tuple[bytes, int]] = {}
     for path, _ in beneath.files(outer, ".", without="supervise"):
-        if path != MARKER:
+        if path not in (MARKER, PATIENCE):
             try:
                 found[path] = beneath.read(outer, path)
             except (FileNotFoundError, BootagentError):  # swollen, or no file: not what it should be in any case

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bootagent import beneath
-from bootagent.errors import BootagentError
+from bootagent.errors import BootagentError, MachineError
 
 _SCRIPTS = ("run", "finish", "check", "log/run", "log/finish", "log/check")
 #: What a service's own ``run`` is called when something of ours goes before it.
 OWN_RUN = "run.own"
+#: Above it setrlimit(2) refuses even root.
+MOST_FILES = Path("/proc/sys/fs/nr_open")
 
 Files = tuple[tuple[str, bytes, int], ...]
 
@@ -31,25 +33,44 @@ class Confinement:
     core: int | None = None
     file_size: int | None = None
 
-    def script(self, then: str) -> bytes | None:
-        """A script that begins so and goes on with ``then``; None when there is nothing to say.
-
-        prlimit(1), not chpst(8): ``chpst -m`` also makes the address space limit the stack's, which is what each thread
-        gets, and sets soft limits only.
-        """
-        limits = {
+    def limits(self) -> dict[str, int]:
+        """The limits there are, by the names prlimit(1) has for them."""
+        known = {
             "as": self.memory,
             "nofile": self.open_files,
             "nproc": self.processes,
             "core": self.core,
             "fsize": self.file_size,
         }
-        words = [f"--{name}={value}" for name, value in limits.items() if value is not None]
-        if not words and self.umask is None:
-            return None
-        umask = f"umask {self.umask}\n" if self.umask is not None else ""
-        command = shlex.join(["/usr/bin/prlimit", *words, then] if words else [then])
-        return f"#!/bin/sh\n{umask}exec {command}\n".encode()
+        return {name: value for name, value in known.items() if value is not None}
+
+    def raising(self) -> list[str]:
+        """Lines of a shell script, run by root, that let it ask for these later: only root can raise a hard limit."""
+        found = []
+        for name, value in self.limits().items():
+            hard = f'"$(prlimit --pid $$ --{name} --output HARD --noheadings --raw)"'
+            found.append(f"[ {hard} = unlimited ] || [ {hard} -ge {value} ] || prlimit --pid $$ --{name}=:{value}")
+        return found
+
+    def check(self, name: str) -> None:
+        """Raises MachineError when the kernel lets nobody, not even root, give so much to ``name``."""
+        most = int(MOST_FILES.read_text())
+        if self.open_files is not None and self.open_files > most:
+            raise MachineError(
+                f"{name} wants limits.open_files = {self.open_files}, and this machine allows {most} ({MOST_FILES})",
+                remedy="lower it, or raise fs.nr_open by sysctl",
+            )
+
+    def script(self, then: str) -> bytes | None:
+        """A script that begins so and goes on with ``then``; None when there is nothing to say.
+
+        prlimit(1), not chpst(8): ``chpst -m`` also makes the address space limit the stack's, which is what each thread
+        gets, and sets soft limits only. What it complains of is for the service's log.
+        """
+        lines = [] if self.umask is None else [f"umask {self.umask}"]
+        if words := [f"--{name}={value}" for name, value in self.limits().items()]:
+            lines.append(f"/usr/bin/prlimit --pid $$ {shlex.join(words)} 2>&1 || exit 111")
+        return "\n".join(["#!/bin/sh", *lines, f"exec {shlex.quote(then)}", ""]).encode() if lines else None
 
 
 FREE = Confinement()

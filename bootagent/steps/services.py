@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from bootagent.environment.concealed import Concealed
 from bootagent.environment.directories import Tree
 from bootagent.errors import BootagentError, MachineError
 from bootagent.machine import Machine, Note
-from bootagent.services import cgroups, runit, runtimes, servicedir, servicefiles
+from bootagent.services import cgroups, runit, runtimes, servicedir, servicefiles, takedown
 from bootagent.services.bringup import Reload, Watch, bring_up
 from bootagent.services.health import command_problem, http_problem, tcp_problem
 from bootagent.services.servicedir import LogEnd, ServiceDirectory
@@ -119,9 +119,7 @@ class Services:
         watched = self._watched(machine)
         after = self._order(machine, [one.directory.name for one in wanted])
         log_ends = {one.directory.name: servicedir.log_end(machine, one.spec.log) for one in wanted}
-        for name in servicedir.installed(machine, self.definitions, self.app):
-            if name not in log_ends:
-                servicedir.remove(machine, self.definitions, self.service_dir, name)
+        self._remove(machine, keep=log_ends)
 
         def begin(one: _Wanted) -> Watch | None:
             return self._begin(machine, one, one.marker(self.mark, watched), log_ends[one.directory.name])
@@ -132,6 +130,16 @@ class Services:
         bring_up(machine, {one.directory.name: one for one in wanted}, after, begin, done)
         for place in self._left_secrets(machine):
             secrets.remove(machine, place)
+
+    def _remove(self, machine: Machine, keep: Collection[str]) -> None:
+        """Take down and away what is not to run any more."""
+        own = {f"{self.app}.{spec.name}": spec for spec in self.specs}
+        gone = [name for name in servicedir.installed(machine, self.definitions, self.app) if name not in keep]
+        within = {name: servicedir.patience(machine, self.definitions, name) for name in gone}
+        after = {name: own[name].after for name in gone if name in own}
+        takedown.take_down(machine, self.definitions, within, after)
+        for name in gone:
+            servicedir.remove(machine, self.definitions, self.service_dir, name)
 
     def _begin(self, machine: Machine, one: _Wanted, marker: Marker, log_end: LogEnd) -> Watch | None:
         """Have one service run as it should: leave it alone, reload it, or start it. None: there is nothing to do."""
@@ -249,14 +257,18 @@ class Services:
             confinement=spec.confinement,
             cgroup=spec.cgroup,
         )
+        spec.confinement.check(directory.name)
         if spec.cgroup:
             cgroups.check(machine, directory.name, spec.cgroup)
         return _Wanted(spec, directory, self.current, hidden)
 
     def _left_secrets(self, machine: Machine) -> list[str]:
         """The directories of secrets that no service has any more."""
-        specs = (*self.specs, *((self.unnamed,) if self.unnamed else ()))
-        return [place for place in secrets.places(machine, self.app) if place not in {spec.secrets for spec in specs}]
+        own = [spec for spec in self.specs if self.only is None or spec.name in self.only]
+        # The role may name one that only the release knows.
+        brings = self.unnamed and (self.only is None or {*self.only} - {spec.name for spec in self.specs})
+        kept = {spec.secrets for spec in (*own, *((self.unnamed,) if brings and self.unnamed else ()))}
+        return [place for place in secrets.places(machine, self.app) if place not in kept]
 
     def _place(self, machine: Machine, spec: ServiceSpec) -> Path:
         """Where a command runs."""

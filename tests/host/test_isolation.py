@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from bootagent import processes
 from bootagent.errors import MachineError
 from bootagent.machine import Identity, Machine
 from bootagent.sandbox.supervisor import Supervisor
@@ -69,6 +71,48 @@ def test_a_service_is_held_to_what_the_configuration_says(stage: Stage, web: App
     assert agent("reconfigure").code == 0
     assert web.pid("own") == pids[1] and web.pid("job") != pids[0]
     assert umask_of(web.pid("job")) == "0007"
+
+
+@needs_root
+def test_limits_above_what_the_machine_starts_with(stage: Stage, web: App, agent: Agent, runsvdir: Supervisor) -> None:
+    """Root raises them; nobody can raise those above the kernel's own."""
+    below = ("runsvdir", runsvdir.pid)
+    deadline = time.monotonic() + 20
+    while not (found := [one.pid for one in processes.all().values() if (one.name, one.parent) == below]):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    for limit, most in ((resource.RLIMIT_NOFILE, 500), (resource.RLIMIT_NPROC, 5000), (resource.RLIMIT_CORE, 0)):
+        resource.prlimit(found[0], limit, (most, most))
+
+    def configure(limits: str) -> None:
+        quick = QUICK.replace("20s", "6s")
+        job = f'[apps.web.services.job]\ncommand = ["sleep", "1000"]\n{quick}limits = {{ {limits} }}\n'
+        stage.configure(web.config(service=job))
+
+    web.publish("one")
+    configure("open_files = 500, processes = 5000, core = 0")
+    assert agent("reconfigure").code == 0
+    configure("open_files = 700, processes = 7000, core = 4096")
+    ran = agent("reconfigure")
+    if may_raise_limits():
+        assert ran.code == 0, ran.stderr
+        limits = limits_of(web.pid("job"))
+        assert limits["Max open files"] == ["700", "700"]
+        assert limits["Max processes"] == ["7000", "7000"]
+        assert limits["Max core file size"] == ["4096", "4096"]
+    else:  # as in a container
+        assert ran.code != 0
+        assert "resource limit: Operation not permitted" in ran.stderr
+        configure("open_files = 300")
+        assert agent("reconfigure").code == 0
+    pid = web.pid("job")
+
+    configure("open_files = 2000000000")
+    ran = agent("reconfigure")
+    assert ran.code != 0
+    assert "web.job wants limits.open_files = 2000000000, and this machine allows" in ran.stderr
+    assert web.pid("job") == pid, "refused before anything is stopped"
+    assert stage.release_state("web", web.current) != "bad"
 
 
 # --- users and secrets ---------------------------------------------------------------------------------------------
@@ -281,6 +325,12 @@ def limits_of(pid: int) -> dict[str, list[str]]:
     """Soft and hard limits by their names in proc(5)."""
     lines = Path(f"/proc/{pid}/limits").read_text().splitlines()[1:]
     return {line[:26].strip(): line[26:].split()[:2] for line in lines}
+
+
+def may_raise_limits() -> bool:
+    """Whether root here has CAP_SYS_RESOURCE: capabilities(7)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return bool(int(next(line.split()[1] for line in lines if line.startswith("CapEff:")), 16) & 1 << 24)
 
 
 def umask_of(pid: int) -> str:

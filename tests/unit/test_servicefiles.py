@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import resource
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from bootagent.errors import BootagentError
-from bootagent.services.servicefiles import FREE, OWN_RUN, Confinement, confined, from_command, from_release
+from bootagent.errors import BootagentError, MachineError
+from bootagent.services.servicefiles import FREE, MOST_FILES, OWN_RUN, Confinement, confined, from_command, from_release
 
 FILES = (("finish", b"f", 0o755), ("run", b"#!/bin/sh\nexec sleep 1\n", 0o755))
 
@@ -24,7 +26,8 @@ def test_ours_goes_before_the_service_s_own_run_which_is_unchanged() -> None:
     assert files["run"].decode().splitlines() == [
         "#!/bin/sh",
         "umask 027",
-        "exec /usr/bin/prlimit --as=268435456 --nofile=64 --core=0 --fsize=1 ./run.own",
+        "/usr/bin/prlimit --pid $$ --as=268435456 --nofile=64 --core=0 --fsize=1 2>&1 || exit 111",
+        "exec ./run.own",
     ]
 
 
@@ -37,6 +40,27 @@ def test_a_umask_alone_needs_no_program() -> None:
 def test_zero_is_a_limit_too() -> None:
     script = Confinement(core=0).script("x")
     assert script is not None and b"--core=0" in script
+
+
+@pytest.mark.spawns
+def test_root_raises_only_what_is_too_low() -> None:
+    """Whoever has asked for no more than there is needs no right to raise it, and keeps the soft limit he has."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lines = Confinement(open_files=64, core=0).raising()
+    assert len(lines) == 2
+    script = "; ".join([*lines, "ulimit -Sn; ulimit -Hn"])
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True)
+    assert (done.stdout.split(), done.stderr) == ([str(soft), str(hard)], "")
+    (line,) = Confinement(open_files=hard + 1).raising()
+    assert line.endswith(f" -ge {hard + 1} ] || prlimit --pid $$ --nofile=:{hard + 1}")
+    assert FREE.raising() == []
+
+
+def test_more_files_than_the_kernel_gives_anybody_are_refused() -> None:
+    most = int(MOST_FILES.read_text())
+    Confinement(open_files=most).check("web.server")
+    with pytest.raises(MachineError, match=rf"web.server wants limits.open_files = {most + 1}, and .* allows {most} "):
+        Confinement(open_files=most + 1).check("web.server")
 
 
 def test_a_release_with_a_file_of_our_name_is_told() -> None:
