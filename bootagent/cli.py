@@ -234,8 +234,9 @@ def _plan(options: argparse.Namespace) -> int:
     before = survey.attachments(config, instance, machine, survey.moment_of(instance, retry=options.retry))
     known = survey.look(config, instance, machine, remembered)
     pooled = config.lifecycle is not None and readiness.is_pooled()
-    made = survey.make_plan(config, known, remembered.apps, instance, machine, options.retry, not pooled)
-    down = plan.services_down(survey.services_to_stop(document, remembered, machine)) if pooled else None
+    there = survey.services_to_stop(document, remembered, machine)
+    made = survey.make_plan(config, known, there, remembered.apps, instance, machine, options.retry, not pooled)
+    down = plan.services_down(there) if pooled else None
     lanes = report.facts(made, machine, before, down)
     _print_json(lanes) if options.json else print(report.text(lanes))
     return EXIT_DONE

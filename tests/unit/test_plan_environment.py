@@ -140,7 +140,7 @@ def test_a_stop_hook_finds_it_again_without_a_configuration(tmp_path: Path) -> N
 def test_going_back_is_to_the_secrets_of_today_or_those_at_hand() -> None:
     app = replace(FROM_GIT, services=(replace(PUMA, secrets=(Secret(None, "ssm:/web/"),)),))
     state = remembered("b", r20261111120000=good("a"), r20261112120000=good("b"))
-    known = Known(Layout(R2, (R1, R2)), BootagentError("not looked at"), state, environment=SHA)
+    known = Known(Layout(R2, releases=(R1, R2)), BootagentError("not looked at"), state, environment=SHA)
     back = plan.going_back.lane(config(app), app, known, R1, MOMENT)
     checkout, fetched = back.steps["stage"]
     assert isinstance(checkout, EnvironmentCheckout) and checkout.commit.sha == SHA
