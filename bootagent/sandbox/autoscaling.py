@@ -88,7 +88,7 @@ class AutoScaling(AbstractContextManager["AutoScaling"]):
         #: The instance's state now (None: it is not in the group), and all that it has had.
         self.state: str | None = None
         self.states: list[str] = []
-        #: What came of hooks, as (name, result, by whom: "call" or "timeout").
+        #: What came of hooks, as (name, result, by whom: "call", "timeout" or "deletion").
         self.answers: list[tuple[str, Result, str]] = []
         #: The names of hooks that a heartbeat was recorded for.
         self.heartbeats: list[str] = []
@@ -126,6 +126,21 @@ class AutoScaling(AbstractContextManager["AutoScaling"]):
             self._move("Pending")
             self._target("InService")
         self._agenda.after(self.lag, self._wait_for_launch)
+
+    def return_to_pool(self, pool: PoolState) -> None:
+        """Scale in where the pool takes instances back: what waits for it is the hook of terminations."""
+        with self.lock:
+            self._pool = pool
+            self._move("Warmed:Pending")
+            self._target(f"Warmed:{pool}")
+        self._agenda.after(self.lag, functools.partial(self._wait, "terminating", "Warmed:Pending"))
+
+    def delete_hook(self, name: str) -> None:
+        """DeleteLifecycleHook: what waits for it is answered first, ABANDON at launch and CONTINUE at the end."""
+        with self.lock:
+            self.hooks = tuple(hook for hook in self.hooks if hook.name != name)
+            for action in [one for one in self._actions if one.hook.name == name and one.result is None]:
+                self._answer(action, "ABANDON" if action.hook.transition == "launching" else "CONTINUE", "deletion")
 
     def terminate(self) -> None:
         """Scale in: the target is told at once, the state follows after the lag."""

@@ -152,7 +152,7 @@ def test_long_work_is_carried_by_heartbeats_and_what_another_try_betters_is_trie
     until(lambda: fleet.state == "InService", within=90)
     assert web.answer() == "one"
     assert len(fleet.heartbeats) >= 3
-    denied = told(daemon, "cannot answer the group yet")["error"]
+    denied = told(daemon, "to be tried again")["error"]
     assert "allow autoscaling:DescribeAutoScalingInstances to the instance's role" in denied
 
 

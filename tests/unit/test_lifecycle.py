@@ -329,21 +329,29 @@ class Journey:
 
     def __init__(self, tmp_path: Path, **settings: str) -> None:
         usual = {"launching": "ready", "terminating": "drained", "give_up_after": "60s", "sustained": "0s"}
-        lines = "".join(f'{key} = "{value}"\n' for key, value in {**usual, **settings}.items())
+        lines = "".join(f'{key} = "{value}"\n' for key, value in {**usual, **settings}.items() if value)
         found = place_with(tmp_path, f"[lifecycle]\n{lines}")
         assert found is not None
         self.machine, self.said, self._book = found.machine, list[str](), Book(tmp_path)
-        self._place = found
+        self._place, self.done = found, None
         self._thread = threading.Thread()
 
     def begin(self, what: str = "launching") -> None:
-        mark = self.machine.real(readiness.LAUNCHING)
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        if not mark.exists():  # as the daemon does before a run begins
-            mark.write_text(f"{journal.uptime()}\n")
+        self.mark()
         one = escort.Escort(self._place, lambda sentence, wrong: self.said.append(sentence))
-        self._thread = threading.Thread(target=getattr(one, what), daemon=True)
+
+        def work() -> None:
+            self.done = getattr(one, what)()
+
+        self._thread = threading.Thread(target=work, daemon=True)
         self._thread.start()
+
+    def mark(self) -> None:
+        """As the daemon does before a run begins."""
+        path = self.machine.real(readiness.LAUNCHING)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            path.write_text(f"{journal.uptime()}\n")
 
     def ends(self, code: int, **more: Any) -> None:
         self._book.run(exit_code=code, **more)
@@ -497,6 +505,153 @@ def test_an_end_that_the_group_knows_nothing_of_is_not_answered(tmp_path: Path, 
     assert journey.over()
     assert journey.said[-1] == "termination: the state is Pending:Wait, not Terminating:Wait; nothing is answered"
     assert fleet.answers == []
+
+
+def test_a_hook_that_is_deleted_waits_no_longer(tmp_path: Path, cloud: Cloud, fleet: AutoScaling) -> None:
+    journey = Journey(tmp_path)
+    journey.begin()
+    until(lambda: fleet.heartbeats)
+    fleet.delete_hook("ready")
+    assert journey.over()
+    assert journey.said[-1] == "launch: the hook waits no longer"
+    assert "CompleteLifecycleAction" not in {call.action for call in cloud.calls}
+
+
+def test_what_was_judged_for_the_pool_is_no_answer_for_service(
+    tmp_path: Path, cloud: Cloud, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The instance leaves the pool just as the escort is about to answer: it is prepared, and does not serve."""
+    with AutoScaling(cloud, hooks=[Hook("ready", "launching", 60)], pool="Running", compressed=True) as fleet:
+        fleet.launch()
+        until(lambda: fleet.state == "Warmed:Pending:Wait")
+        judged = threading.Event()
+
+        def judging(*about: Any, **more: Any) -> Verdict:
+            found = judge(*about, **more)
+            if found == "continue" and not judged.is_set():
+                judged.set()
+                fleet.complete("ready", fleet.instance_id, "CONTINUE")  # somebody else
+                fleet.take_from_pool()
+                until(lambda: fleet.state == "Pending:Wait")
+            return found
+
+        monkeypatch.setattr(escort, "judge", judging)
+        journey = Journey(tmp_path)
+        journey.begin()
+        until(lambda: journey.heard("launch: fleet waits"))
+        journey.ends(0, readiness="prepared")
+        assert journey.over()
+        assert fleet.state == "Pending:Wait"
+        assert journey.said[-1] == "launch: the hook waits no longer"
+
+
+def test_a_run_that_ended_before_the_escort_was_there_counts(tmp_path: Path, fleet: AutoScaling) -> None:
+    journey = Journey(tmp_path)
+    journey.mark()
+    journey.ends(0, readiness="sustained")
+    journey.begin()
+    assert journey.over()
+    assert fleet.state == "InService"
+
+
+def test_the_diagnosis_comes_before_the_groups_patience_is_over(
+    tmp_path: Path, cloud: Cloud, fleet: AutoScaling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(escort, "SHARE_OF_LIMIT", 2.0 / READY.limit)
+    cloud.create_bucket("logs")
+    journey = Journey(tmp_path, diagnosis="s3://logs", give_up_after="1000s")
+    journey.begin()
+    assert journey.over()
+    assert fleet.answers[0] == ("ready", "ABANDON", "call")
+    assert journey.said[-1] == "launch: abandoned: not ready after 2 s: no run has ended"
+    assert len(cloud.keys("logs")) == 1
+
+
+def test_the_heart_beats_while_the_diagnosis_cannot_be_stored_yet(
+    tmp_path: Path, cloud: Cloud, fleet: AutoScaling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(escort, "STORE_SECONDS", 60.0)
+    monkeypatch.setattr(escort, "ASK_SECONDS", 3.0)
+    cloud.create_bucket("logs")
+    cloud.api.fail("s3", "PutObject", code="AccessDenied", status=403, times=3)
+    journey = Journey(tmp_path, diagnosis="s3://logs")
+    journey.begin()
+    until(lambda: journey.heard("launch: fleet waits"))
+    before = len(fleet.heartbeats)
+    journey.ends(1)
+    assert journey.over()
+    assert len(cloud.keys("logs")) == 1
+    assert fleet.answers[0] == ("ready", "ABANDON", "call")
+    assert len(fleet.heartbeats) > before, "longer than the hook's timeout"
+
+
+def test_the_heart_beats_while_an_answer_is_not_taken(tmp_path: Path, cloud: Cloud, fleet: AutoScaling) -> None:
+    cloud.api.fail("autoscaling", "CompleteLifecycleAction", code="AccessDenied", status=403, times=40)
+    journey = Journey(tmp_path)
+    journey.begin()
+    journey.ends(0, readiness="sustained")
+    assert journey.over()
+    assert fleet.state == "InService"
+    assert journey.heard("to be tried again: cannot answer CONTINUE to hook ready of fleet: AccessDenied")
+
+
+def test_an_answer_that_is_never_taken_is_worth_another_escort(
+    tmp_path: Path, cloud: Cloud, fleet: AutoScaling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(escort, "ANSWER_SECONDS", 0.0)
+    cloud.api.fail("autoscaling", "CompleteLifecycleAction", code="AccessDenied", status=403, times=1)
+    journey = Journey(tmp_path)
+    journey.begin()
+    journey.ends(0, readiness="sustained")
+    assert journey.over()
+    assert journey.done is False
+    assert fleet.state == "Pending:Wait"
+    journey.begin()
+    assert journey.over()
+    assert (journey.done, fleet.state) == (True, "InService")
+
+
+def test_a_launch_that_is_terminated_is_not_answered(tmp_path: Path, cloud: Cloud, fleet: AutoScaling) -> None:
+    journey = Journey(tmp_path)
+    journey.begin()
+    until(lambda: fleet.heartbeats)
+    fleet.terminate()
+    assert journey.over()
+    assert journey.said[-1] == "launch: the hook waits no longer"
+    assert (fleet.state, fleet.answers) == ("Terminating:Wait", [])
+
+
+def test_what_metadata_knows_before_the_group_does_is_waited_for(
+    tmp_path: Path, cloud: Cloud, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(escort, "CONFIRM_SECONDS", 20.0)
+    with AutoScaling(cloud, hooks=[READY], compressed=True) as fleet:
+        cloud.metadata.put(LIFECYCLE, "InService")
+        journey = Journey(tmp_path)
+        journey.begin()
+        until(lambda: cloud.count("autoscaling", "DescribeAutoScalingInstances") >= 2)
+        fleet.launch()
+        journey.ends(0, readiness="sustained")
+        assert journey.over()
+        assert fleet.answers == [("ready", "CONTINUE", "call")]
+
+
+@pytest.mark.parametrize("launching", ["ready", ""])
+def test_on_its_way_back_into_the_pool_the_hook_of_terminations_is_answered(
+    tmp_path: Path, cloud: Cloud, quick: None, launching: str
+) -> None:
+    hooks = [Hook("ready", "launching", 60), Hook("drained", "terminating", 60)]
+    with AutoScaling(cloud, hooks=hooks, compressed=True) as fleet:
+        fleet.return_to_pool("Stopped")
+        until(lambda: fleet.state == "Warmed:Pending:Wait")
+        journey = Journey(tmp_path, launching=launching)
+        journey.begin()
+        until(lambda: journey.heard("launch: fleet waits"))
+        assert fleet.answers == []
+        journey.ends(0, readiness="prepared")
+        assert journey.over()
+        assert fleet.answers == [("drained", "CONTINUE", "call")]
+        assert fleet.state == "Warmed:Stopped"
 
 
 # --- the pool, as metadata tells of it -----------------------------------------------------------------------------
