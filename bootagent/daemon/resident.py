@@ -8,22 +8,21 @@ from __future__ import annotations
 import fcntl
 import os
 import select
-import sys
 import time
 
-from bootagent.daemon import notices
 from bootagent.daemon.bare import signal
 from bootagent.daemon.child import Child
 from bootagent.daemon.escorts import Escorts
+from bootagent.daemon.log import Log
+from bootagent.daemon.lookout import Lookout, jittered
 from bootagent.daemon.manager import ServiceManager
 
 TYPE_CHECKING = False  # as typing has it, which is not small
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: Metadata is rate-limited per instance: no faster than this, with jitter. After failures, more and more rarely.
-LOOK_SECONDS = 5.0
-LOOK_MOST_SECONDS = 60.0
+#: The loop goes round at least this often.
+WAIT_MOST_SECONDS = 60.0
 #: A run that failed for a reason that may pass is tried again, more and more rarely.
 RETRY_SECONDS = 5.0
 RETRY_MOST_SECONDS = 600.0
@@ -33,7 +32,6 @@ END_SECONDS = 10.0
 PATIENCE_SECONDS = 10
 #: How long a stop may take when the group terminates the instance, and no hook of ours has it wait.
 GOING_SECONDS = 240
-JITTER = 0.2
 LOCK = "/run/bootagent/daemon.lock"
 #: As errors.py has them; that module is not small.
 EXIT_FAILED, EXIT_USAGE, EXIT_TRY_LATER = 1, 2, 75
@@ -53,7 +51,7 @@ class Resident:
         self._log_words = words[words.index("--log") : words.index("--log") + 2]
         self._root = place[place.index("--root") + 1].rstrip("/")
         self._summary_path = self._root + SUMMARY
-        self._text_log = "json" not in words and ("text" in words or os.isatty(2))
+        self._log = Log(text="json" not in words and ("text" in words or os.isatty(2)))
         self._manager = ServiceManager()
         self._poll = select.poll()
         self._signals: set[int] = set()
@@ -65,12 +63,7 @@ class Resident:
         self._retry_seconds = RETRY_SECONDS
         self._watch_seconds = 0.0
         self._summary: tuple[int, str] = (0, "")
-        self._endpoint = notices.endpoint()
-        self._token = ""
-        self._notices: dict[str, str] = {}
-        self._look_due = time.monotonic()
-        self._look_seconds = LOOK_SECONDS
-        self._metadata_lost = False
+        self._lookout = Lookout(self._log)
         self._stopped_for = ""  # the reason the services were taken down for
         self._stopped_summary: tuple[int, str] = (0, "")  # and what was said of it
         self._limits: list[str] = []  # what it was told of its time
@@ -129,7 +122,7 @@ class Resident:
             self._signals.discard(signal.SIGHUP)
             self._retry_seconds = RETRY_SECONDS
             self._escorts.look_again()
-            if dying := told_to_die(self._notices):
+            if dying := self._lookout.dying:
                 self._log("hangup ignored", reason=dying)
             else:
                 self._wanted = "reconfigure"
@@ -150,12 +143,12 @@ class Resident:
     # --- children ----------------------------------------------------------------------------------------------
 
     def _begin(self, why: str) -> None:
-        if why == "stop" or (why != "watch" and self._endpoint is not None):
-            self._escorts.begin(told_to_die(self._notices) if why == "stop" else "")
+        if why == "stop" or (why != "watch" and self._lookout.is_open):
+            self._escorts.begin(self._lookout.dying if why == "stop" else "")
         if why == "stop":
             argv = [*self._launcher, "stop", "--force", "--lock-wait", str(PATIENCE_SECONDS), *self._place]
-            self._limits = limits(self._notices)
-            argv += ["--shutdown", "--reason", told_to_die(self._notices), *self._limits, *self._log_words]
+            self._limits = limits(self._lookout.notices)
+            argv += ["--shutdown", "--reason", self._lookout.dying, *self._limits, *self._log_words]
         else:
             argv = [*self._launcher, "run", "--once", "--because", why, *self._place, *self._words]
         self._due = None
@@ -196,13 +189,13 @@ class Resident:
     def _after(self, child: Child, code: int) -> None:
         """Decide what a child's end leads to."""
         if child.why == "stop":
-            if code != 0 and self._limits != limits(self._notices):
+            if code != 0 and self._limits != limits(self._lookout.notices):
                 self._due, self._due_why = time.monotonic(), "stop"  # ended by us, to begin anew
                 return
-            self._escorts.stopped(told_to_die(self._notices))
+            self._escorts.stopped(self._lookout.dying)
             self._due, self._due_why = None, ""
             if code == 0:
-                self._stopped_for = told_to_die(self._notices)
+                self._stopped_for = self._lookout.dying
                 self._last_summary()
                 self._stopped_summary = self._summary
             else:  # there may be two minutes left
@@ -223,9 +216,9 @@ class Resident:
         self._retry_seconds = min(self._retry_seconds * 2, RETRY_MOST_SECONDS)
 
     def _begin_what_is_due(self) -> None:
-        dying = told_to_die(self._notices)
+        dying = self._lookout.dying
         if self._child:
-            if dying and (self._child.why != "stop" or self._limits != limits(self._notices)):
+            if dying and (self._child.why != "stop" or self._limits != limits(self._lookout.notices)):
                 self._end_child()  # a stop begins anew where there is less time than it was told, or more
         elif dying:
             self._wanted = None
@@ -264,39 +257,21 @@ class Resident:
     # --- notices -----------------------------------------------------------------------------------------------
 
     def _look(self) -> None:
-        if self._endpoint is None or time.monotonic() < self._look_due:
+        was_dying = self._lookout.dying
+        if not self._lookout.look():
             return
-        try:
-            found, self._token = notices.read(self._endpoint, self._token, self._notices)
-        except notices.NoMetadataError as error:
-            self._token = ""
-            if not self._metadata_lost:
-                self._log("no metadata", level="warning", error=str(error))
-            self._metadata_lost = True
-            self._look_seconds = min(self._look_seconds * 2, LOOK_MOST_SECONDS)
-        else:
-            if self._metadata_lost:
-                self._log("metadata is back")
-            self._metadata_lost = False
-            self._look_seconds = LOOK_SECONDS
-            self._heed(found)
-        self._look_due = time.monotonic() + jittered(self._look_seconds)
-
-    def _heed(self, found: dict[str, str]) -> None:
-        for name in found.keys() | self._notices.keys():
-            if found.get(name) != self._notices.get(name):
-                self._log("notice", kind=name, says=found.get(name, "withdrawn"))
-        was_told = told_to_die(self._notices)
-        self._notices = found
-        if was_told and found.get("lifecycle", "InService") == "InService" and "spot" not in found:  # called off
+        dying, target = self._lookout.dying, self._lookout.notices.get("lifecycle", "InService")
+        if was_dying and not dying and target == "InService":  # called off
             self._stopped_for = ""
-            self._escorts.begin_anew()
-            self._wanted = "reconfigure"
-        pooled = found.get("lifecycle", "").startswith("Warmed:")
-        if self._pooled not in (None, pooled) and not told_to_die(found):  # in it nothing serves, out of it all does
-            self._escorts.begin_anew()
-            self._wanted = "reconfigure"
+            self._begin_anew()
+        pooled = target.startswith("Warmed:")
+        if self._pooled not in (None, pooled) and not dying:  # in the pool nothing serves, out of it all does
+            self._begin_anew()
         self._pooled = pooled
+
+    def _begin_anew(self) -> None:
+        self._escorts.begin_anew()
+        self._wanted = "reconfigure"
 
     # --- telling -----------------------------------------------------------------------------------------------
 
@@ -306,13 +281,13 @@ class Resident:
     def _work_status(self) -> str:
         if self._child:
             if self._child.why == "stop":
-                return f"stopping the services: {told_to_die(self._notices)}"
+                return f"stopping the services: {self._lookout.dying}"
             return f"{SAID.get(self._child.why, self._child.why)}: {self._child.status or 'starting'}"
         told = [self._last_summary() or "nothing done yet"]
         if self._due is not None and not self._is_stopped():
             at = time.strftime("%H:%M:%S", time.localtime(time.time() + self._due - time.monotonic()))
             told.append(f"{SAID.get(self._due_why, self._due_why)} at {at}")
-        told += [f"{name} notice: {says}" for name, says in self._notices.items() if says != "InService"]
+        told += [f"{name} notice: {says}" for name, says in self._lookout.notices.items() if says != "InService"]
         return "; ".join(told)
 
     def _last_summary(self) -> str:
@@ -328,9 +303,9 @@ class Resident:
 
     def _wait_seconds(self) -> float:
         now = time.monotonic()
-        waits = [LOOK_MOST_SECONDS]
-        if self._endpoint is not None:
-            waits.append(self._look_due - now)
+        waits = [WAIT_MOST_SECONDS]
+        if (look := self._lookout.due()) is not None:
+            waits.append(look - now)
         if self._due is not None and self._child is None and not self._is_stopped():
             waits.append(self._due - now)
         if self._kill_due is not None:
@@ -340,21 +315,6 @@ class Resident:
         if (alive := self._manager.alive()) is not None:
             waits.append(alive)
         return max(0.0, min(waits))
-
-    def _log(self, event: str, *, level: str = "info", **fields: object) -> None:
-        """One line to standard error, shaped as the runs' own logs are."""
-        if self._text_log:
-            line = f"bootagent: {event}" + "".join(f", {name} {value}" for name, value in fields.items())
-        else:
-            stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-            told = {**fields, "event": event, "level": level, "timestamp": stamp}
-            line = "{" + ", ".join(f"{quoted(name)}: {quoted(value)}" for name, value in told.items()) + "}"
-        try:
-            if sys.stderr:
-                sys.stderr.write(line + "\n")
-                sys.stderr.flush()
-        except (OSError, ValueError):  # whoever read it has gone
-            pass
 
 
 def only_one(path: str) -> int | None:
@@ -369,42 +329,12 @@ def only_one(path: str) -> int | None:
     return descriptor
 
 
-def told_to_die(found: dict[str, str]) -> str:
-    """Why the instance is about to go, as its notices say; empty when it is not."""
-    if found.get("lifecycle") in ("Terminated", "Warmed:Terminated"):
-        return "the autoscaling group terminates this instance"
-    if "spot" in found:
-        return f"spot interruption {found['spot']}"
-    return ""
-
-
 def limits(found: dict[str, str]) -> list[str]:
     """How long a stop has, as options for it: until the spot instance goes, or while the group can be made to wait."""
     if "spot" not in found:
         return ["--escorted", "--within", str(GOING_SECONDS)]
     # {"action": "terminate", "time": "2026-11-21T08:22:00Z"}; the stop makes sense of what is something else.
     return ["--until", found["spot"].partition('"time"')[2].partition('"')[2].partition('"')[0]]
-
-
-def jittered(seconds: float) -> float:
-    """A little longer, by chance: a fleet that boots together must not ask together."""
-    return seconds * (1 + JITTER * int.from_bytes(os.urandom(2), "big") / 65535)
-
-
-def quoted(value: object) -> str:
-    """A JSON number or string; RFC 8259. The json module would cost a twentieth of our memory."""
-    if isinstance(value, int):
-        return str(value)
-    escaped = (c if " " <= c <= "~" and c not in '"\\' else _escaped(c) for c in str(value))
-    return '"' + "".join(escaped) + '"'
-
-
-def _escaped(character: str) -> str:
-    code = ord(character)
-    if code > 0xFFFF:
-        code -= 0x10000
-        return f"\\u{0xD800 + (code >> 10):04x}\\u{0xDC00 + (code & 0x3FF):04x}"
-    return f"\\u{code:04x}"
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bootagent.daemon.lookout import LOOK_SECONDS
 from bootagent.ebs.owner import FOR
 from bootagent.sandbox.cloud import Cloud
 from bootagent.sandbox.disks import Disks
@@ -87,13 +88,15 @@ def test_role_with_volumes_and_the_instance_that_replaces_it(
 ) -> None:
     """A release on a snapshot, data that outlives the instance, scratch space that does not."""
     deploy(tmp_path / "shop", "one", "/srv/shop")
-    scene.cloud.set_tag("Role", "shop")
+    scene.cloud.remove_tag("Role")
     vm = scene.machine(systemd_image)
     with Disks(scene.cloud, vm.slots, tmp_path / "volumes") as disks:
         disks.snapshot_of(tmp_path / "shop", tags={"App": "shop"})
         # Of the two data volumes, the one that was attached first arrives last.
         disks.faults.reversed_arrivals = 1
         with vm:
+            before = traces(vm)
+            scene.cloud.set_tag("Role", "shop")
             wait_for_version(vm, "one", "shop")
             until(lambda: outcome(vm).startswith("done"), "it runs")
             volumes = by_purpose(disks)
@@ -107,6 +110,19 @@ def test_role_with_volumes_and_the_instance_that_replaces_it(
             }
             vm.check("touch", "/orders/precious", "/scratch/rubbish", "/cp/written")
             fstab = vm.check("cat", "/etc/fstab")
+
+            # Its unit is stopped: the machine is as before it had a role, and stays so until somebody asks.
+            vm.check("systemctl", "stop", "bootagent-apps.service")
+            time.sleep(2 * LOOK_SECONDS)
+            assert traces(vm) == before
+            assert outcome(vm).startswith("stopped:")
+            assert vm.check("systemctl", "is-active", "bootagent-apps.service", "bootagent.service").split() == [
+                "active",
+                "active",
+            ]
+            vm.check("bootagent", "reconfigure")
+            assert ask(vm, "shop").version == "one"
+            assert serials(vm) == {name: serial(volumes[name]) for name in POINTS}
 
             # A reboot makes nothing anew.
             vm.reboot()
@@ -142,6 +158,22 @@ def test_role_with_volumes_and_the_instance_that_replaces_it(
                 fresh = by_purpose(disks)
                 assert fresh["orders"].id == volumes["orders"].id
                 assert serials(other) == {name: serial(fresh[name]) for name in POINTS}
+
+
+def traces(vm: Vm) -> dict[str, list[str]]:
+    """What runs, what is mounted, what fstab says, and all there is where apps and their services are installed."""
+    running = [line.split(maxsplit=2) for line in vm.check("ps", "-e", "-o", "ppid=,user=,comm=").splitlines()]
+    # The kernel's own, and what comes and goes.
+    kernel, passing = {"0", "2"}, {"(udev-worker)", "ps"}
+    files = vm.check("find", "/etc", "/srv", "-xdev", "-printf", "%p %y %m %u:%g %l\n")
+    return {
+        "processes": sorted(
+            f"{user} {what}" for parent, user, what in running if parent not in kernel and what not in passing
+        ),
+        "mounts": sorted(vm.check("cat", "/proc/self/mounts").splitlines()),
+        "fstab": vm.check("cat", "/etc/fstab").splitlines(),
+        "files": sorted(files.splitlines()) + vm.check("ls", "-A", "/").split(),
+    }
 
 
 def by_purpose(disks: Disks) -> dict[str, Volume]:

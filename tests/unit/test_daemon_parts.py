@@ -18,8 +18,9 @@ from hypothesis import given
 from bootagent.agent import Ending, Outcome
 from bootagent.daemon import notices
 from bootagent.daemon.child import Child
+from bootagent.daemon.log import quoted
+from bootagent.daemon.lookout import Lookout, jittered, told_to_die
 from bootagent.daemon.manager import ServiceManager
-from bootagent.daemon.resident import jittered, quoted, told_to_die
 from bootagent.machine import Transfer
 from bootagent.relay import Relay
 from bootagent.sandbox.metadata import MAINTENANCE, SPOT, MetadataServer
@@ -183,6 +184,26 @@ def test_the_standard_variables_say_where_metadata_is(monkeypatch: pytest.Monkey
 )
 def test_only_some_notices_mean_death(found: dict[str, str], dies: bool) -> None:
     assert bool(told_to_die(found)) == dies
+
+
+def test_the_lookout_keeps_what_it_knows_and_tells_each_thing_once(
+    metadata: MetadataServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bootagent.daemon.lookout.jittered", lambda seconds: 0.0)
+    monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", metadata.endpoint)
+    logged: list[tuple[object, ...]] = []
+    one = Lookout(lambda event, **fields: logged.append((event, fields.get("kind"), fields.get("says"))))
+    assert one.look() and one.dying == ""
+    metadata.put(SPOT, "soon")
+    assert one.look() and one.look() and one.dying == "spot interruption soon"
+    metadata.faults.disabled = True
+    assert not one.look() and not one.look()
+    assert one.dying == "spot interruption soon", "what is not known to be withdrawn holds"
+    metadata.faults.disabled = False
+    metadata.remove(SPOT)
+    assert one.look() and one.dying == ""
+    events = [("notice", "spot", "soon"), ("no metadata", None, None), ("metadata is back", None, None)]
+    assert logged == [*events, ("notice", "spot", "withdrawn")]
 
 
 # --- children ----------------------------------------------------------------------------------------------------
