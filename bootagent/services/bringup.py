@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from graphlib import TopologicalSorter
-from pathlib import Path
 from threading import Event
 from typing import Protocol, TypeVar
 
-from bootagent import processes
 from bootagent.errors import MachineError, ServiceError
 from bootagent.machine import Machine, Note
 from bootagent.services import runit, servicedir
+from bootagent.services.reload import Reload
 from bootagent.services.servicedir import LogEnd, ServiceDirectory
 
 #: A check must pass on so many looks in a row, and on every look of this part of the time it is to be up.
@@ -22,8 +20,6 @@ LOOKS = 3
 POLL_SECONDS = 0.05
 #: How soon a check that has failed is tried again, and when to say that something is waited for.
 AGAIN_SECONDS = 0.25
-#: How long the effect of a signal may be in coming; half of the time there is for all, if that is less.
-EFFECT_SECONDS = 5.0
 LONG_SECONDS = 5.0
 
 
@@ -51,66 +47,6 @@ class Wanted(Protocol):
 
 
 AnyWanted = TypeVar("AnyWanted", bound=Wanted)
-Incarnation = tuple[int, bytes]
-
-
-class Reload:
-    """What a service does about a signal, seen from outside; to be made before the signal is sent.
-
-    That its check passes proves little: what ran before may still be answering, while what was to take its place has
-    died. So, if the signal has it start processes, or its own a new program, one of these must stay as long as the
-    service itself must. If nothing of the kind is seen in the time that a signal's effect may take, it was all done in
-    one process, and the check alone counts.
-    """
-
-    def __init__(self, pid: int, within: float) -> None:
-        self.pid = pid
-        self._effect_by = time.monotonic() + min(EFFECT_SECONDS, within / 2)
-        self._before = _incarnations(pid)
-        self._reaped_before = _reaped(pid)
-        self._since: dict[Incarnation, float] = {}
-        self._started_any = False
-
-    def look(self) -> None:
-        """Take note of what is new."""
-        now, fresh = time.monotonic(), _incarnations(self.pid) - self._before
-        self._since = {one: self._since.get(one, now) for one in fresh}
-        # One that has died between two looks has left its parent something to count.
-        self._started_any = self._started_any or bool(fresh) or _reaped(self.pid) != self._reaped_before
-
-    def is_over(self, inner: Path, seconds: float) -> bool:
-        """Whether its control script has ended, and what was started, if anything was, has stayed for so long."""
-        now = time.monotonic()
-        lasts = any(now - since >= seconds for since in self._since.values())
-        in_one = not self._started_any and now >= self._effect_by
-        return (lasts or in_one) and not runit.control_scripts(inner)
-
-
-def _incarnations(pid: int) -> set[Incarnation]:
-    """A process and all below it, each with what tells the programs it has run apart.
-
-    The kernel puts random bytes at another place for every program it starts, and says so in ``auxv``: getauxval(3).
-    """
-    known = processes.all()
-    found = set()
-    for one in known.values():
-        if processes.is_below(one, pid, known) and (vector := _auxiliary_vector(one.pid)):
-            found.add((one.pid, vector))
-    return found
-
-
-def _reaped(pid: int) -> str:
-    """The page faults of the children a process has waited for, as proc_pid_stat(5) counts them: cminflt."""
-    with contextlib.suppress(OSError, IndexError):
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[8]
-    return ""
-
-
-def _auxiliary_vector(pid: int) -> bytes:
-    """Empty for a process that has ended."""
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/auxv").read_bytes()
-    return b""
 
 
 class Watch:
@@ -134,6 +70,7 @@ class Watch:
         self._passed: list[float] = []
         self._has_passed = self._is_steady = False
         self._problem: str | None = None
+        self._unfinished: str | None = None
         self._scanned_by = self._began + 3 * runit.SCAN_SECONDS
         self._deadline: float | None = None
         self._next_look = 0.0
@@ -164,7 +101,7 @@ class Watch:
     def _follow(self, found: runit.Status | None, now: float) -> None:
         pid = found.pid if found and found.state == "run" else 0
         if pid != self.pid:
-            self.pid, self._since, self._passed = pid, now, []
+            self.pid, self._since, self._passed, self._is_steady = pid, now, [], False
             self.reload = None  # it did not outlive the signal: runsv starts it, like any other
         if found and not pid and found.wants_up:
             self._ends.add(found.since)  # runsv waits a second between two of them, so that each is seen
@@ -185,7 +122,8 @@ class Watch:
         looks, span = len(self._passed), now - self._passed[0]
         enough = looks >= LOOKS or (looks > 1 and span >= stable_for)
         self._is_steady = enough and now - self._since >= stable_for
-        self.healthy = self._is_steady and (self.reload is None or self.reload.is_over(inner, stable_for))
+        self._unfinished = self.reload.unfinished(inner, stable_for) if self.reload else None
+        self.healthy = self._is_steady and self._unfinished is None
 
     @property
     def is_unsure(self) -> bool:
@@ -202,7 +140,7 @@ class Watch:
         if not self.pid:
             return "it ended at once" if self._ends else "it did not start"
         if self._is_steady:
-            return "it answers, but its control script does not end, or what the signal had it start does not stay up"
+            return f"it answers, but {self._unfinished}"
         if self._has_passed and self._problem:
             return f"its check does not keep passing: {self._problem}"
         return self._problem or f"it was not up for {self.wanted.stable_for:g} s"

@@ -17,8 +17,9 @@ from bootagent.environment.directories import Tree
 from bootagent.errors import BootagentError, MachineError
 from bootagent.machine import Machine, Note
 from bootagent.services import cgroups, runit, runtimes, servicedir, servicefiles, takedown
-from bootagent.services.bringup import Reload, Watch, bring_up
+from bootagent.services.bringup import Watch, bring_up
 from bootagent.services.health import command_problem, http_problem, tcp_problem
+from bootagent.services.reload import Reload
 from bootagent.services.servicedir import LogEnd, ServiceDirectory
 from bootagent.services.servicefiles import FREE, Confinement
 
@@ -69,7 +70,7 @@ class Services:
     or reloads them.
     ``scripts`` is where the release's service directories have been copied to, when the release itself must not be
     touched by this process. ``needs`` are mountpoints that must be there before any of them starts. ``environment`` is
-    the tree of their variables.
+    the tree of their variables; ``hooks_secrets`` is a directory of secrets that the app's hooks have.
     """
 
     app: str
@@ -85,6 +86,7 @@ class Services:
     scripts: str | None = None
     needs: tuple[str, ...] = ()
     environment: Tree | None = None
+    hooks_secrets: str | None = None
 
     def __str__(self) -> str:
         if not self.specs and self.unnamed is None:
@@ -268,6 +270,7 @@ class Services:
         # The role may name one that only the release knows.
         brings = self.unnamed and (self.only is None or {*self.only} - {spec.name for spec in self.specs})
         kept = {spec.secrets for spec in (*own, *((self.unnamed,) if brings and self.unnamed else ()))}
+        kept.add(self.hooks_secrets)
         return [place for place in secrets.places(machine, self.app) if place not in kept]
 
     def _place(self, machine: Machine, spec: ServiceSpec) -> Path:

@@ -75,10 +75,11 @@ def test_a_role_narrows_the_services(stage: Stage, web: App, agent: Agent) -> No
 def test_a_tag_may_name_a_service_that_only_the_release_brings(
     stage: Stage, web: App, agent: Agent, cloud: Cloud
 ) -> None:
-    modes = '[modes.staging]\napps = ["web"]\nnarrowed_by = "Service"\n'
+    modes = '[modes.staging]\napps = ["web"]\nnarrowed_by = "Service"\n[roles]\n'
     stage.configure(web.config(service=own("one") + own("two")), roles=modes)
     scripts = {f"config/service/{name}/run": RUN for name in ("one", "two", "three")}
     web.publish("one", {**web.tree("one"), **scripts})
+    cloud.remove_tag("Role")
     cloud.set_tag("Service", "web.tree")
     ran = agent("reconfigure")
     assert ran.code == 1

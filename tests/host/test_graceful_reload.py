@@ -94,7 +94,7 @@ while not told:
 """
 
 
-def _config(web: App, reload: str, *, own: str = "", stable_for: str = "600ms") -> str:
+def _config(web: App, reload: str, *, own: str = "", stable_for: str = "600ms", within: str = "8s") -> str:
     return web.config(
         service=f"""
 [apps.web.services.server]
@@ -103,7 +103,7 @@ env = {{ PORT = "{web.port}", CURRENT = "{web.deploy_to}/current" }}
 reload = "{reload}"
 stable_for = "{stable_for}"
 stop_within = "3s"
-check = {{ http = "http://127.0.0.1:{web.port}/", within = "8s" }}
+check = {{ http = "http://127.0.0.1:{web.port}/", within = "{within}" }}
 """
     )
 
@@ -209,6 +209,36 @@ def test_a_control_script_changes_the_workers(stage: Stage, web: App, agent: Age
     assert "three is broken" in ran.stderr
     assert web.answer() == "two"
     assert stage.release_state("web", max(web.releases)) == "bad"
+
+
+def test_a_worker_that_takes_long_to_load_and_then_dies_is_not_taken_for_good(
+    stage: Stage, web: App, agent: Agent
+) -> None:
+    """It is up for longer than the service must be, while the old one answers."""
+    stage.configure(_config(web, "USR2", own="# its own", stable_for="400ms", within="12s"))
+    scripts = {"config/service/server/run": '#!/bin/sh\nexec 2>&1\ncd "$CURRENT" && exec python3 master.py\n'}
+
+    def publish(version: str, worker: str) -> None:
+        web.publish(version, {**scripts, "master.py": MASTER, "VERSION": version, "worker.py": worker})
+
+    publish("one", WORKER)
+    ran = agent("reconfigure")
+    assert ran.code == 0, ran.stderr
+    publish("two", "import time\ntime.sleep(3)\nraise SystemExit('two is broken')\n")
+    ran = agent("reconfigure")
+    assert ran.code == 3, ran.stderr
+    assert "two is broken" in ran.stderr
+    assert web.answer() == "one"
+    assert stage.release_state("web", max(web.releases)) == "bad"
+
+    # One that takes as long and then works is waited for.
+    pid = web.pid()
+    publish("three", f"import time\ntime.sleep(3)\n{WORKER}")
+    with hammered(web) as seen:
+        ran = agent("reconfigure")
+    assert ran.code == 0, ran.stderr
+    assert set(seen) == {"one", "three"}, seen
+    assert (web.answer(), web.pid()) == ("three", pid)
 
 
 def test_a_watched_file_that_has_changed_is_reloaded(stage: Stage, web: App, agent: Agent) -> None:

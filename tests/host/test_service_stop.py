@@ -93,8 +93,10 @@ def test_a_check_that_flaps_does_not_pass(stage: Stage, web: App, agent: Agent) 
 
 
 def test_a_port_that_is_taken_is_told_with_the_log(stage: Stage, web: App, agent: Agent) -> None:
+    # What is up for as long as Python takes to begin is no proof.
+    slow = 'check = { within = "20s" }\nstable_for = "6s"\n'
     second = service(
-        "second", f'command = ["python3", "server.py"]\nenv = {{ PORT = "{web.port}" }}\nafter = ["server"]\n'
+        "second", f'command = ["python3", "server.py"]\nenv = {{ PORT = "{web.port}" }}\nafter = ["server"]\n', slow
     )
     first = web.config(extra="").partition("[apps.web.services.server]")[2]
     stage.configure(web.config(service=f"[apps.web.services.server]{first}\n{second}"))
