@@ -30,12 +30,11 @@ from bootagent.traffic import held_address, registrations
 from bootagent.turns import turns
 
 T = TypeVar("T")
-#: Where service directories are kept, and how long one may take to stop, unless configured.
+#: Where service directories are kept, unless configured.
 DEFINITIONS = "/etc/sv"
 SERVICE_DIR = "/etc/service"
 #: How long a server has to answer when its mount is in the way of somebody else's releases.
 PROBE_SECONDS = 10.0
-STOP_SECONDS = 10.0
 #: How long EC2 has to say whether a snapshot is there.
 SNAPSHOT_SECONDS = 30.0
 #: How long a git server that does not answer is waited for while something else could serve.
@@ -249,16 +248,18 @@ def with_traffic(made: Plan, config: Config, instance: Instance, machine: Machin
 def make_plan(
     config: Config,
     known: Mapping[str, Known],
+    there: Sequence[plan.ToStop],
     known_apps: Collection[str],
     instance: Instance,
     machine: Machine,
     retry: bool,
     serving: bool = True,
 ) -> Plan:
-    """The plan for this moment; ``known_apps`` are those the state tells of."""
-    wanted = {app.name for app in config.apps}
-    before = {*servicedir.apps_installed(machine, config.runit.definitions), *known_apps}
-    retired = sorted(before - wanted)
+    """The plan for this moment; ``there`` are the services as they are, ``known_apps`` those the state tells of."""
+    wanted, definitions = {app.name for app in config.apps}, config.runit.definitions
+    idle = {*known_apps} - {one.app for one in there}
+    found = [*there, *(plan.ToStop(app, definitions, ()) for app in sorted(idle))]
+    retired = [one for one in found if one.app not in wanted]
     made = plan.make(config, known, retired, moment_of(instance, retry=retry))
     return with_traffic(made, config, instance, machine, serving=serving)
 
@@ -267,7 +268,7 @@ def services_to_stop(found: Document | None, known: State, machine: Machine) -> 
     """Every app's services, wherever the configuration or the last run has them, and how long each may take.
 
     Those that come after others are before them here: this is the order to stop them in.
-    Without a configuration the usual place and time hold.
+    Without a configuration the usual place holds, and the time they had when they were installed.
     """
     tables: dict[str, Any] = found.tables if found else {"apps": {}, "runit": {"definitions": DEFINITIONS}}
     services = []
@@ -275,7 +276,7 @@ def services_to_stop(found: Document | None, known: State, machine: Machine) -> 
         for app in servicedir.apps_installed(machine, definitions):
             configured = tables["apps"].get(app, {}).get("services", {})
             names = servicedir.installed(machine, definitions, app)
-            stops = tuple((name, _patience(configured, name)) for name in names)
+            stops = tuple((name, _patience(machine, definitions, configured, name)) for name in names)
             after = tuple(order.apps_before(app, tables["apps"][app])) if app in tables["apps"] else ()
             services.append(plan.ToStop(app, definitions, stops, order.services_before(app, configured), after))
     turn = {app: index for index, apps in enumerate(turns({one.app: one.after for one in services})) for app in apps}
@@ -292,9 +293,11 @@ def around_a_stop(
     return plan.Around(extent, noted, tuple(definitions), known.apps, until)
 
 
-def _patience(configured: Mapping[str, Any], name: str) -> float:
+def _patience(machine: Machine, definitions: str, configured: Mapping[str, Any], name: str) -> float:
     table = configured.get(name.partition(".")[2], {})
-    return quantities.seconds(table.get("stop_within", STOP_SECONDS))
+    if "stop_within" in table:
+        return quantities.seconds(table["stop_within"])
+    return servicedir.patience(machine, definitions, name)
 
 
 def side_by_side(work: Callable, items: Sequence) -> list:  # type: ignore[type-arg]

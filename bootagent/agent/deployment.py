@@ -36,7 +36,7 @@ def deploy(work: Work, made: Plan) -> Outcome:
             endings[lane.app] = Ending(EXIT_FAILED, f"nothing to run: {lane.reason}", transient=lane.unread)
     for phase in PREPARING if work.pooled else DEPLOYING:
         work.memory.trying(phase, [(lane, work.app(lane)) for lane in going if lane.intent != "retire"])
-        for turn in plan.in_turns(going) if phase == "serve" else [going]:
+        for turn in plan.turns_of(phase, going):
             _take_turn(work, phase, turn, endings)
         going = [lane for lane in going if lane.app not in endings]
     for lane in going:

@@ -111,8 +111,8 @@ def _on(work: Work, config: Config, instance: Instance) -> Plan:
         patience = resolve.metadata_within(work.document) if work.request.command == "run" else EARLY_SECONDS
         known = look(config, instance, work.machine, work.memory.state, patience, absent)
     work.unread = {name: one.revision for name, one in known.items() if isinstance(one.revision, BootagentError)}
-    apps = work.memory.state.apps
-    return make_plan(config, known, apps, instance, work.machine, work.request.retry, not work.pooled)
+    apps, there = work.memory.state.apps, services_to_stop(work.document, work.memory.state, work.machine)
+    return make_plan(config, known, there, apps, instance, work.machine, work.request.retry, not work.pooled)
 
 
 def _attach(work: Work, config: Config, instance: Instance) -> dict[str, BootagentError]:

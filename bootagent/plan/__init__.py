@@ -19,15 +19,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from bootagent.config.model import App, Config, Runit
+from bootagent.environment import checkout
 from bootagent.errors import BootagentError
 from bootagent.plan import environment, going_back, in_place, parts, staged, volumes
 from bootagent.plan.attachments import Attachment, attachments
-from bootagent.plan.down import ToStop, services_down
-from bootagent.plan.lane import DEPLOYING, PHASES, STOPPING, Intent, Known, Lane, Moment, Phase, Plan, in_turns
+from bootagent.plan.down import ToStop, no_services, services_down
+from bootagent.plan.lane import (
+    DEPLOYING,
+    PHASES,
+    STOPPING,
+    Intent,
+    Known,
+    Lane,
+    Moment,
+    Phase,
+    Plan,
+    in_turns,
+    turns_of,
+)
 from bootagent.plan.stopping import MACHINE, Around, Extent, before_services, leaving, stop
 from bootagent.plan.traffic import TRAFFIC, Told, former_traffic, off, with_traffic
 from bootagent.plan.volumes import former, record, volume_record
 from bootagent.state import AppState
+from bootagent.steps.forgotten import Forgotten
 
 __all__ = [
     "DEPLOYING",
@@ -59,15 +73,18 @@ __all__ = [
     "record",
     "services_down",
     "stop",
+    "turns_of",
     "volume_record",
     "with_traffic",
 ]
 
 
-def make(config: Config, known: Mapping[str, Known], retired: Sequence[str], moment: Moment) -> Plan:
+def make(config: Config, known: Mapping[str, Known], retired: Sequence[ToStop], moment: Moment) -> Plan:
     """The plan for the role's apps, and for those in ``retired``, which have services and no place in the role."""
     lanes = [_lane(config, app, known[app.name], moment) for app in config.apps]
-    return Plan((*(_retire(config.runit, name, moment) for name in retired), *lanes))
+    gone = dict.fromkeys(one.app for one in retired)
+    of_app = {app: [one for one in retired if one.app == app] for app in gone}
+    return Plan((*(_retire(config.runit, app, there, moment) for app, there in of_app.items()), *lanes))
 
 
 def put_back(config: Config, app: App, state: AppState, release: str, *, left: str | None, reason: str) -> Lane:
@@ -80,10 +97,13 @@ def put_back(config: Config, app: App, state: AppState, release: str, *, left: s
     return staged.put_back(config, app, state, release, left=left, reason=reason)
 
 
-def _retire(runit: Runit, app: str, moment: Moment) -> Lane:
+def _retire(runit: Runit, app: str, there: Sequence[ToStop], moment: Moment) -> Lane:
     # First of all: what this role does not run must not hold a port that it needs.
-    steps = (parts.no_services(runit, app), *volumes.retired_volumes(app, moment, keep=()))
-    return Lane(app=app, intent="retire", steps={"stage": steps}, reason="the role does not run it")
+    down = [step for one in there for step in no_services(one, runit.service_dir)]
+    gone = Forgotten(app, (checkout.place(app), f"{environment.COPIES}/{app}", f"{parts.SCRIPTS}/{app}"))
+    steps = (*down, gone, *volumes.retired_volumes(app, moment, keep=()))
+    after = tuple(sorted({other for one in there for other in one.after}))
+    return Lane(app=app, intent="retire", steps={"stage": steps}, reason="the role does not run it", after=after)
 
 
 def _lane(config: Config, app: App, known: Known, moment: Moment) -> Lane:

@@ -42,5 +42,6 @@ def down(one: ToStop, until: Deadline) -> Step:
 
 
 def no_services(one: ToStop, service_dir: str) -> tuple[Step, ...]:
-    """What takes the services of one app down and away."""
-    return (down(one, NO_HURRY), RemovedServices(one.app, one.definitions, service_dir, one.services))
+    """What takes the services of one app down and away, and whatever else of it is there."""
+    removed = RemovedServices(one.app, one.definitions, service_dir, one.services)
+    return (down(one, NO_HURRY), removed) if one.services else (removed,)

@@ -65,6 +65,11 @@ def for_hook(app: App, current: str, *, copied: bool = False) -> Given | None:
     return Given(app.name, found, secret) if found or secret else None
 
 
+def hooks_secrets(app: App) -> str | None:
+    """Where the secrets of the app's hooks are: those of the services that a release brings. None without hooks."""
+    return secrets_place(app.name, app.unnamed) if app.prepare or app.stop else None
+
+
 def completed(lane: Lane, app: App, known: Known, moment: Moment, *, or_at_hand: bool = False) -> Lane:
     """The lane with what must be there before its hook is run and its services are started.
 
@@ -105,7 +110,7 @@ def _checked_out(app: App, known: Known, moment: Moment) -> list[Step]:
 def _fetched(app: App, moment: Moment, *, or_at_hand: bool) -> list[Step]:
     own = [service for service in app.services if app.only is None or service.name in app.only]
     # The role may name one that only the release knows; and hooks have what those have.
-    brings = app.only is None or {*app.only} - {service.name for service in app.services} or app.prepare or app.stop
+    brings = app.only is None or {*app.only} - {service.name for service in app.services} or hooks_secrets(app)
     wanted = [
         ServiceSecrets(place, _asked(service), tuple(name for name, _ in service.env))
         for service in (*own, *((app.unnamed,) if brings else ()))

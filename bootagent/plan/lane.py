@@ -54,6 +54,17 @@ def in_turns(lanes: Sequence[Lane]) -> list[list[Lane]]:
     return [[lane for lane in lanes if lane.app in names] for names in found]
 
 
+def turns_of(phase: Phase, lanes: Sequence[Lane]) -> list[list[Lane]]:
+    """The lanes in the groups in which a phase has its turn: services start after others, and end before those."""
+    if phase == "serve":
+        return in_turns(lanes)
+    leaving = list(reversed(in_turns([lane for lane in lanes if lane.intent == "retire"])))
+    if phase != "stage" or not leaving:
+        return [list(lanes)]
+    first, *others = leaving
+    return [[*first, *(lane for lane in lanes if lane.intent != "retire")], *others]
+
+
 @dataclass(frozen=True)
 class Plan:
     """The lanes of all apps.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from bootagent.config.model import App, Check, Config, EbsSource, NfsSource, Runit, S3Source, Service
+from bootagent.config.model import App, Check, Config, EbsSource, NfsSource, S3Source, Service
 from bootagent.ebs.snapshots import Snapshot
 from bootagent.git_repository import Commit
 from bootagent.plan import environment
+from bootagent.plan.down import ToStop, no_services
 from bootagent.plan.lane import Known, Moment
 from bootagent.plan.volumes import is_on_volumes, of_another_kind, restored, retired_volumes
 from bootagent.pull.bundle import Bundle, Limits
@@ -106,6 +107,7 @@ def services(config: Config, app: App, mark: str | None, *, stand_in: str | None
             *(_mountpoints(app) if in_place else ()),
         ),
         environment=environment.tree(app, stand_in or app.current, copied=in_place and copies_scripts(app)),
+        hooks_secrets=environment.hooks_secrets(app),
     )
 
 
@@ -119,22 +121,6 @@ def _mountpoints(app: App) -> tuple[str, ...]:
     return ()
 
 
-def no_services(runit: Runit, app: str) -> Step:
-    """The app has none."""
-    return Services(
-        app=app,
-        current="/",
-        mark=None,
-        specs=(),
-        unnamed=None,
-        only=None,
-        release_services="config/service",
-        watched=(),
-        service_dir=runit.service_dir,
-        definitions=runit.definitions,
-    )
-
-
 def leave_behind(config: Config, app: App, known: Known, moment: Moment) -> list[Step]:
     """First of all, what the app was when its source kept it on volumes of another kind goes, and what runs from it.
 
@@ -146,7 +132,10 @@ def leave_behind(config: Config, app: App, known: Known, moment: Moment) -> list
     left = retired_volumes(app.name, moment, keep=set(known.volumes) - set(gone))
     mountpoints = [name for name in gone if name in known.layout.releases]
     pruned = [Prune(app.deploy_to, tuple(mountpoints), ())] if mountpoints else []
-    return [no_services(config.runit, app.name), *left, *pruned]
+    services = tuple((f"{app.name}.{one.name}", one.stop_within) for one in app.services)
+    order = tuple((f"{app.name}.{one.name}", one.after) for one in app.services)
+    runs = ToStop(app.name, config.runit.definitions, services, order)
+    return [*no_services(runs, config.runit.service_dir), *left, *pruned]
 
 
 def copies_scripts(app: App) -> bool:

@@ -74,9 +74,7 @@ def patience(machine: Machine, definitions: str, name: str) -> float:
         return STOP_SECONDS
 
 
-def remove(
-    machine: Machine, definitions: str, service_dir: str, name: str, *, within: float | None = None
-) -> None:
+def remove(machine: Machine, definitions: str, service_dir: str, name: str, *, within: float | None = None) -> None:
     """Stop a service for good: the process, both runsvs, the link and the directory.
 
     ``within`` None: it may take as long as it might when it was installed.

@@ -23,7 +23,8 @@ class RemovedServices:
     services: tuple[tuple[str, float], ...]
 
     def __str__(self) -> str:
-        return f"remove the service directories of {self.app} ({', '.join(name for name, _ in self.services)})"
+        named = f" ({', '.join(name for name, _ in self.services)})" if self.services else ""
+        return f"remove the service directories of {self.app}{named}"
 
     def is_satisfied(self, machine: Machine) -> bool:
         """Whether they are gone."""
@@ -38,7 +39,7 @@ class RemovedServices:
         root = machine.real(self.definitions)
 
         def remove(name: str) -> bool:
-            servicedir.remove(machine, self.definitions, self.service_dir, name, within=within.get(name, 10.0))
+            servicedir.remove(machine, self.definitions, self.service_dir, name, within=within.get(name))
             return not runit.is_supervised(root / name)
 
         with ThreadPoolExecutor(max(1, len(names))) as pool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
-from typing import cast
 
 import hypothesis.strategies as st
 import pytest
@@ -14,7 +13,7 @@ from bootagent import plan
 from bootagent.config.model import App, Check, Config, LinkedFile, Runit, S3Source, Service
 from bootagent.config.model import Limits as ConfiguredLimits
 from bootagent.errors import AwsError, BootagentError
-from bootagent.plan import Known, Lane, Moment, Phase
+from bootagent.plan import Known, Lane, Moment, Phase, ToStop
 from bootagent.pull.bundle import Bundle, Limits
 from bootagent.release import Layout
 from bootagent.sources import Revision
@@ -22,13 +21,16 @@ from bootagent.state import AppState, Pending, ReleaseRecord, ReleaseState
 from bootagent.steps.base import Step
 from bootagent.steps.current import Current
 from bootagent.steps.directories import Directories
+from bootagent.steps.forgotten import Forgotten
 from bootagent.steps.linked_paths import LinkedPaths, RevisionFile
 from bootagent.steps.prepared import Prepared
 from bootagent.steps.prune import Prune
+from bootagent.steps.removed_services import RemovedServices
 from bootagent.steps.retired_volumes import RetiredVolumes
 from bootagent.steps.services import Services, ServiceSpec
 from bootagent.steps.shared_file import SharedFile
 from bootagent.steps.staged_bundle import StagedBundle
+from bootagent.steps.stopped import Stopped
 
 NOW = datetime(2026, 11, 20, 9, 30, 0, tzinfo=timezone.utc)
 #: The name of a release made now.
@@ -505,19 +507,32 @@ def test_each_app_has_its_own_lane() -> None:
 
 
 def test_what_the_role_does_not_run_is_stopped_first() -> None:
-    lanes = plan.make(config(), {"web": facts("a")}, ("old", "older"), Moment(NOW, BOOT, None)).lanes
+    old = ToStop("old", "/etc/sv", (("old.job", 60.0),), (("old.job", ()),), after=("older",))
+    retired = (old, ToStop("older", "/etc/sv", ()))
+    lanes = plan.make(config(), {"web": facts("a")}, retired, Moment(NOW, BOOT, None)).lanes
     assert [(lane.app, lane.intent) for lane in lanes] == [("old", "retire"), ("older", "retire"), ("web", "deploy")]
-    ((step, volumes),) = lanes[0].steps.values()
-    assert lanes[0].steps["stage"] == (step, volumes)
-    assert volumes == RetiredVolumes("app.old.", (), None, delete=True)
-    assert str(step) == "stop and remove the services of old"
-    gone = cast(Services, step)
-    assert (gone.specs, gone.unnamed, gone.service_dir, gone.definitions) == ((), None, "/etc/service", "/etc/sv")
+    kept = (
+        "/var/lib/bootagent/environment/old",
+        "/run/bootagent/environment/old",
+        "/run/bootagent/scripts/old",
+    )
+    assert lanes[0].steps == {
+        "stage": (
+            Stopped("old", "/etc/sv", (("old.job", 60.0),), (("old.job", ()),)),
+            RemovedServices("old", "/etc/sv", "/etc/service", (("old.job", 60.0),)),
+            Forgotten("old", kept),
+            RetiredVolumes("app.old.", (), None, delete=True),
+        )
+    }
+    assert [type(step) for step in lanes[1].steps["stage"]] == [RemovedServices, Forgotten, RetiredVolumes]
+    turns = [[lane.app for lane in turn] for turn in plan.turns_of("stage", lanes)]
+    assert turns == [["old", "web"], ["older"]], "in the reverse of the order in which they were started"
+    assert [[lane.app for lane in turn] for turn in plan.turns_of("retire", lanes)] == [["old", "older", "web"]]
 
 
 def test_a_role_of_no_apps_retires_everything() -> None:
-    empty = Config("none", None, (), (), RUNIT)
-    assert [lane.intent for lane in plan.make(empty, {}, ("web",), Moment(NOW, BOOT, None)).lanes] == ["retire"]
+    empty, web = Config("none", None, (), (), RUNIT), ToStop("web", "/etc/sv", ())
+    assert [lane.intent for lane in plan.make(empty, {}, (web,), Moment(NOW, BOOT, None)).lanes] == ["retire"]
 
 
 # --- going back --------------------------------------------------------------------------------------------------

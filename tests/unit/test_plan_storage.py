@@ -15,7 +15,7 @@ from bootagent.ebs.snapshots import Snapshot
 from bootagent.ebs.volume import Wanted
 from bootagent.errors import AwsError, BootagentError, MachineError
 from bootagent.git_repository import Commit
-from bootagent.plan import Attachment, Known, Lane, Moment, Phase, going_back
+from bootagent.plan import Attachment, Known, Lane, Moment, Phase, ToStop, going_back
 from bootagent.release import Layout
 from bootagent.sources import Baked, InPlace, Revision, Tree
 from bootagent.state import AppState, ReleaseRecord, ReleaseState
@@ -26,11 +26,13 @@ from bootagent.steps.linked_paths import RevisionFile
 from bootagent.steps.mounted_nfs import MountedNfs
 from bootagent.steps.mounted_volume import MountedVolume
 from bootagent.steps.prepared import Prepared
+from bootagent.steps.removed_services import RemovedServices
 from bootagent.steps.retired_volumes import RetiredVolumes
 from bootagent.steps.services import Services
 from bootagent.steps.staged_bundle import StagedBundle
 from bootagent.steps.staged_commit import StagedCommit
 from bootagent.steps.staged_copy import StagedCopy
+from bootagent.steps.stopped import Stopped
 from tests.unit.test_plan import (
     BOOT,
     DIRECTORIES,
@@ -876,9 +878,12 @@ def test_volumes_of_another_kind_of_source_go_first_and_what_runs_from_them(
     found = revision("a") if app is WEB else snapshot(S2)
     known = Known(Layout(R1, None, (R1,)), found, remembered(), volumes=volumes)
     (lane,) = plan.make(config(app), {"web": known}, (), MOMENT).lanes
-    first, second, *_ = lane.steps["stage"]
-    assert str(first) == "stop and remove the services of web"
-    assert second == retired(*kept)
+    first, second, third, *_ = lane.steps["stage"]
+    assert isinstance(first, Stopped) and first.services == tuple(
+        (f"web.{s.name}", s.stop_within) for s in app.services
+    )
+    assert isinstance(second, RemovedServices) and second.services == first.services
+    assert third == retired(*kept)
     assert lane.fallback is None
 
 
@@ -886,10 +891,10 @@ def test_volumes_of_another_kind_of_source_go_first_and_what_runs_from_them(
 
 
 def test_what_the_role_does_not_run_is_stopped_and_its_volumes_given_back() -> None:
-    lane, _ = plan.make(config(ON_VOLUME), {"web": in_place(snapshot(S1))}, ("old",), MOMENT).lanes
-    stopped, volumes = lane.steps["stage"]
+    old = ToStop("old", "/etc/sv", (("old.job", 60.0),))
+    lane, _ = plan.make(config(ON_VOLUME), {"web": in_place(snapshot(S1))}, (old,), MOMENT).lanes
+    *_, volumes = lane.steps["stage"]
     assert (lane.app, lane.intent, set(lane.steps)) == ("old", "retire", {"stage"})
-    assert isinstance(stopped, Services) and (stopped.app, stopped.specs, stopped.unnamed) == ("old", (), None)
     assert volumes == RetiredVolumes("app.old.", (), ME, delete=True)
 
 
