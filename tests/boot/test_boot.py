@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +11,8 @@ from typing import Any
 import pytest
 
 from bootagent import user_data
-from bootagent.sandbox.metadata import LIFECYCLE, USER_DATA, MetadataServer
+from bootagent.sandbox.metadata import USER_DATA, MetadataServer
+from bootagent.telling import status_file
 from tests.boot.image import Image
 from tests.boot.report import FIGURE
 from tests.boot.scene import Scene, ask, port_of, wait_for_version
@@ -21,16 +23,27 @@ Record = Callable[[str, object], None]
 
 
 def status(vm: Vm, wait: float = PATIENCE) -> Any:
-    """How the last run ended, waited for."""
+    """The whole status, once a run has ended."""
     return vm.json("bootagent", "status", "--json", "--wait", f"{wait:g}", within=wait + 60)
+
+
+def ended(vm: Vm, *, after: str = "") -> Any:
+    """How the last run of this boot ended, waited for; quicker than ``status``. ``after``: not the run of this name."""
+    found: dict[str, Any] = {}
+
+    def has_ended() -> bool:
+        found.update(json.loads(vm.run("cat", status_file.PATH).out or "{}"))
+        return bool(found.get("run", after) != after)
+
+    until(has_ended, "a run has ended")
+    return found
 
 
 def after_a_run(vm: Vm, *argv: str) -> Any:
     """How the run ended that a command leads to."""
-    before = status(vm)["last_run"]["run"]
+    before = ended(vm)["run"]
     vm.check(*argv)
-    until(lambda: status(vm)["last_run"]["run"] != before, f"a run after {' '.join(argv)}")
-    return status(vm)
+    return ended(vm, after=before)
 
 
 def current(vm: Vm, app: str = "web") -> str:
@@ -115,13 +128,13 @@ def test_first_boot_new_releases_and_a_reboot_without_s3(
         assert current(vm) == release
         assert again.pid != second.pid
         assert stopped(vm) == ["one", "two"]
-        until(lambda: status(vm)["exit_code"] == 3, "degraded: it says that it could not look")
+        until(lambda: ended(vm)["exit_code"] == 3, "degraded: it says that it could not look")
         assert ask(vm) == again
 
         # S3 is back: nobody has to do anything.
         scene.wire.up()
         wait_for_version(vm, "three")
-        until(lambda: status(vm)["exit_code"] == 0, "all is well again")
+        until(lambda: ended(vm)["exit_code"] == 0, "all is well again")
 
 
 def test_first_boot_waits_for_metadata_for_tags_and_for_s3(scene: Scene, systemd_image: Image) -> None:
@@ -132,17 +145,17 @@ def test_first_boot_waits_for_metadata_for_tags_and_for_s3(scene: Scene, systemd
     scene.cloud.metadata.faults.failures = 5
     scene.wire.down()
     with scene.machine(systemd_image) as vm:
-        vm.wait_console('"event": "waiting"')
+        until(lambda: '"event": "waiting"' in vm.run("journalctl", "-u", "bootagent", "-o", "cat").out, "it says so")
         ran = vm.run("bootagent", "status", "--wait", "1")
         assert ran.code == 75, ran.out
         assert vm.check("systemctl", "is-active", "multi-user.target").strip() == "active"  # it blocks nobody
         scene.cloud.set_tag("Role", "web")
         said = "cannot read s3://deploys/web/staging.json"  # on a busy host, metadata may be too slow for a run or two
         until(lambda: said in vm.run("bootagent", "status").out, "a run that got as far as S3 and failed")
-        assert status(vm)["exit_code"] == 1
+        assert ended(vm)["exit_code"] == 1
         scene.wire.up()
         wait_for_version(vm, "one")
-        assert status(vm)["exit_code"] == 0
+        until(lambda: ended(vm)["exit_code"] == 0, "all is well")
 
 
 def test_reviewed_instance_is_imaged_and_boots_as_production(scene: Scene, systemd_image: Image) -> None:
@@ -156,7 +169,7 @@ def test_reviewed_instance_is_imaged_and_boots_as_production(scene: Scene, syste
     with vm:
         assert wait_for_version(vm, "one").environment == "review"
         wait_for_version(vm, "one", "jobs")
-        assert status(vm)["exit_code"] == 0
+        assert ended(vm)["exit_code"] == 0
         assert vm.check("redis-cli", "ping").strip() == "PONG"
         spans = vm.json("bootagent", "timeline", "--json")["spans"]
         serve = {span["app"]: span for span in spans if span["phase"] == "serve"}
@@ -206,7 +219,7 @@ def test_role_by_user_data_under_cloud_init_lasts_over_a_reboot(scene: Scene, sy
         wait_for_version(vm, "one", "jobs", within=2 * PATIENCE)
         # Its verdict is on a whole Debian, with locales and SSH, which this machine has not.
         vm.run("cloud-init", "status", "--wait", within=2 * PATIENCE)
-        assert status(vm)["exit_code"] == 0
+        until(lambda: ended(vm)["exit_code"] == 0, "all is well")
         runs = vm.json("bootagent", "history", "--json")
         assert {run["command"] for run in runs} >= {"run", "reconfigure"}, runs
         assert 0 in [run["exit_code"] for run in runs if run["command"] == "reconfigure"], runs
@@ -214,29 +227,13 @@ def test_role_by_user_data_under_cloud_init_lasts_over_a_reboot(scene: Scene, sy
         # cloud-init runs user-data once in an instance's life.
         vm.reboot()
         wait_for_version(vm, "one", "jobs", within=2 * PATIENCE)
-        assert status(vm)["exit_code"] == 0
-        assert status(vm)["last_run"]["command"] == "run"
+        assert ended(vm)["exit_code"] == 0
+        assert ended(vm)["command"] == "run"
         assert current(vm, "jobs") == release
 
 
-def test_role_by_document_and_scale_in(scene: Scene, systemd_image: Image) -> None:
-    """Without cloud-init the agent reads user-data itself; told to die, it takes the services down in order."""
-    scene.publish("one", "jobs")
-    scene.cloud.remove_tag("Role")
-    scene.cloud.metadata.put(USER_DATA, user_data.document({"Role": "worker"}))
-    with scene.machine(systemd_image) as vm:
-        wait_for_version(vm, "one", "jobs")
-        assert status(vm)["exit_code"] == 0
-        scene.cloud.metadata.put(LIFECYCLE, "Terminated")
-        until(lambda: _is_down(vm, "jobs"), "the service is down")
-        assert stopped(vm, "jobs") == ["one"]
-        until(lambda: "terminate" in systemd_says(vm, "StatusText")["StatusText"], "it says why")
-        assert systemd_says(vm, "ActiveState")["ActiveState"] == "active"
-        scene.cloud.metadata.put(LIFECYCLE, "InService")
-        wait_for_version(vm, "one", "jobs")
-
-
-def _is_down(vm: Vm, app: str) -> bool:
+def is_down(vm: Vm, app: str) -> bool:
+    """Whether nobody answers for the app."""
     try:
         ask(vm, app)
     except (OSError, ValueError):
@@ -248,7 +245,7 @@ def test_machine_whose_init_is_runit(scene: Scene, runit_image: Image) -> None:
     scene.publish("one")
     with scene.machine(runit_image) as vm:
         assert wait_for_version(vm, "one").environment == "staging"
-        assert status(vm)["exit_code"] == 0
+        assert ended(vm)["exit_code"] == 0
         assert vm.check("readlink", "/proc/1/exe").strip() == "/usr/sbin/runit"
         assert vm.check("sv", "check", "bootagent").startswith("ok:")
         vm.check("sv", "hup", "bootagent")
@@ -256,4 +253,4 @@ def test_machine_whose_init_is_runit(scene: Scene, runit_image: Image) -> None:
         vm.reboot()
         wait_for_version(vm, "two")
         assert stopped(vm)[0] == "one"
-        assert status(vm)["exit_code"] == 0
+        assert ended(vm)["exit_code"] == 0

@@ -174,6 +174,22 @@ def test_the_console_is_this_machines_and_only_for_who_is_not_there(
     assert written == [Path("/dev/console")] * told
 
 
+def test_the_console_gets_one_plain_line_of_whatever_it_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr(console_line, "write", lambda console, text: shown.append(text))
+    monkeypatch.setattr("sys.stderr", None)
+    console_line.show(Machine(), "bootagent: the launch of i-1 is given up: it\nbroke\x1b[2J")
+    console_line.show(Machine(), "bootagent: " + "x" * 1000)
+    assert shown[0] == "bootagent: the launch of i-1 is given up: it broke\\x1b[2J"
+    assert len(shown[1]) == console_line.CHARACTERS
+
+
+def test_the_units_leave_the_console_to_that_line() -> None:
+    units = sorted((Path(__file__).parents[2] / "systemd").glob("*.service"))
+    found = [line for unit in units for line in unit.read_text().splitlines() if line.startswith("Standard")]
+    assert found and set(found) == {"StandardOutput=journal"}
+
+
 # --- the status file ---------------------------------------------------------------------------------------------
 
 
