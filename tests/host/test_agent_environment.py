@@ -173,7 +173,7 @@ def test_hooks_see_what_services_see_and_tell_no_secret(stage: Stage, web: App, 
     assert failed.code == 3 and "web (secret)" in failed.stderr, failed.stderr
     stopped = agent("stop")
     assert stopped.code == 0, stopped.stderr
-    assert (release / "stopped").read_text().splitlines() == wanted
+    assert (release / "stopped").read_text().splitlines() == wanted, stopped.stderr
     assert VALUE not in "".join(map(str, (*failed, *stopped, *agent("history", "--json"), *agent("status", "--json"))))
     assert said_anywhere(stage, VALUE) == []
 
