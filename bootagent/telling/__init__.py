@@ -20,7 +20,7 @@ from bootagent.telling import console_line, metrics, status_file, tags
 from bootagent.telling.failure import failure_of
 from bootagent.telling.phases import Phases
 
-__all__ = ["Phases", "as_before", "failure_of", "tell"]
+__all__ = ["Phases", "as_before", "failure_of", "looked", "tell"]
 
 
 def tell(machine: Machine, known: State, how: Telling, region: str | None, *, boot_id: str, seen: bool) -> Told:
@@ -43,6 +43,12 @@ def tell(machine: Machine, known: State, how: Telling, region: str | None, *, bo
         return replace(told, tags={})
     # An image's state names another instance, until metadata has been read.
     return _tag(machine, known, told) if told.boot_id == boot_id else told
+
+
+def looked(machine: Machine, known: State) -> None:
+    """Tell of a run that has found all as it was: that it looked, and no more."""
+    if path := known.told.metrics:
+        _tried(machine, f"write {path}", lambda: metrics.look(machine, path, known))
 
 
 def as_before(told: Told) -> Telling:

@@ -5,6 +5,8 @@ The text-based format of "Exposition formats" in Prometheus's documentation.
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 
@@ -13,6 +15,8 @@ from bootagent.machine import Machine
 from bootagent.state import LastRun, State
 from bootagent.telling.serving import serving
 
+#: A look that finds all as it was is told no more often than this: each write waits for the disk.
+LOOK_SECONDS = 60.0
 OUTCOMES = ("done", "degraded", "failed", "refused", "stopped")
 
 Sample = tuple[Mapping[str, str | None], float]
@@ -23,9 +27,18 @@ def write(machine: Machine, path: str, known: State) -> None:
 
     The directory may belong to whoever collects, so no link on the way is followed.
     """
+    if last := known.last_run:
+        _write(machine, path, text(known, last, _seconds(last.finished)))
+
+
+def look(machine: Machine, path: str, known: State) -> None:
+    """The same after a run that found all as it was, unless one has been told of just now. Raises as :func:`write`."""
+    now = time.time()
+    with contextlib.suppress(FileNotFoundError):
+        if 0 <= now - machine.real(path).lstat().st_mtime < LOOK_SECONDS:
+            return
     if known.last_run:
-        content = text(known, known.last_run).encode()
-        beneath.write(machine.root, path.lstrip("/"), content, mode=0o644, owner=None)
+        _write(machine, path, text(known, known.last_run, now))
 
 
 def remove(machine: Machine, path: str) -> None:
@@ -34,8 +47,8 @@ def remove(machine: Machine, path: str) -> None:
     beneath.unlink(machine.root, parent or ".", name)
 
 
-def text(known: State, last: LastRun) -> str:
-    """All metrics."""
+def text(known: State, last: LastRun, looked: float) -> str:
+    """All metrics; ``looked`` is when a run last looked, in seconds since the epoch."""
     about = {"role": last.role, "environment": last.environment, "mode": last.mode, "version": __version__}
     apps = serving(known)
     families = [
@@ -44,6 +57,11 @@ def text(known: State, last: LastRun) -> str:
             "bootagent_last_run_timestamp_seconds",
             "When the last run ended that changed something, or was asked for.",
             [({}, _seconds(last.finished))],
+        ),
+        _gauge(
+            "bootagent_last_look_timestamp_seconds",
+            f"When a run last saw whether all is as it should be; told every {LOOK_SECONDS:g} seconds at most.",
+            [({}, looked)],
         ),
         _gauge("bootagent_last_run_duration_seconds", "How long it took.", [({}, last.seconds)]),
         _gauge(
@@ -77,6 +95,10 @@ def text(known: State, last: LastRun) -> str:
         ),
     ]
     return "".join(families)
+
+
+def _write(machine: Machine, path: str, content: str) -> None:
+    beneath.write(machine.root, path.lstrip("/"), content.encode(), mode=0o644, owner=None)
 
 
 def _gauge(name: str, about: str, samples: Iterable[Sample]) -> str:

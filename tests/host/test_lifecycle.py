@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -15,7 +17,7 @@ from bootagent.sandbox.api import Call
 from bootagent.sandbox.autoscaling import AutoScaling, Hook, PoolState
 from bootagent.sandbox.cloud import Cloud
 from tests.host.stage import BUCKET, App, Stage
-from tests.host.test_daemon import Daemon, Start, start, until
+from tests.host.test_daemon import Daemon, Start, set_notice, start, until
 
 __all__ = ["start"]
 
@@ -156,6 +158,35 @@ def test_long_work_is_carried_by_heartbeats_and_what_another_try_betters_is_trie
     assert "allow autoscaling:DescribeAutoScalingInstances to the instance's role" in denied
 
 
+def escort_of(daemon: Daemon) -> int:
+    """The process id of the daemon's escort; 0 when there is none."""
+    children = Path(f"/proc/{daemon.process.pid}/task/{daemon.process.pid}/children").read_text().split()
+    found = [int(pid) for pid in children if b"--escort" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
+    return found[0] if found else 0
+
+
+def test_an_escort_that_is_killed_is_sent_again_and_health_is_watched_to_the_end(
+    stage: Stage, web: App, start: Start, group: Group
+) -> None:
+    stage.configure(web.config() + lifecycle(sustained="15s", give_up_after="150s"))
+    web.publish("one")
+    fleet = group()
+    fleet.launch()
+    daemon = start()
+    until(lambda: any("launch: waiting 15 s of health" in line for line in daemon.manager.heard("STATUS=")))
+    seen, first = time.monotonic(), until(lambda: escort_of(daemon))
+    os.kill(first, signal.SIGKILL)
+    until(lambda: daemon.logged("escort ended"))
+    assert daemon.logged("escort ended")[0]["exit_code"] == -9
+    until(lambda: escort_of(daemon) not in (0, first))
+    assert (stage.root / "run/bootagent/launching").exists()
+    assert fleet.state == "Pending:Wait"
+    until(lambda: fleet.state == "InService")
+    assert time.monotonic() - seen > 14, "it is cut short by nobody"
+    assert fleet.answers == [("ready", "CONTINUE", "call")]
+    until(lambda: not (stage.root / "run/bootagent/launching").exists())
+
+
 # --- termination -------------------------------------------------------------------------------------------------
 
 
@@ -237,6 +268,29 @@ def test_a_spot_notice_in_the_middle_of_a_run_has_the_services_stopped_first(
     assert fleet.answers[1:] == [("drained", "CONTINUE", "call")]
 
 
+def test_a_scale_in_in_the_middle_of_a_launch_ends_it_and_a_rebalance_notice_does_not(
+    stage: Stage, web: App, start: Start, group: Group, cloud: Cloud
+) -> None:
+    stage.configure(web.config() + lifecycle(sustained="100s", give_up_after="150s"))
+    web.publish("one")
+    fleet = group(lag=2)
+    fleet.launch()
+    daemon = start()
+    until(lambda: "launch: waiting 100 s of health" in daemon.status())
+    set_notice(cloud, "rebalance", '{"noticeTime": "2026-11-20T08:22:00Z"}')
+    until(lambda: [one for one in daemon.logged("notice") if one["kind"] == "rebalance"])
+    assert "launch: waiting 100 s of health" in daemon.status()
+    assert (fleet.state, web.answer()) == ("Pending:Wait", "one")
+    fleet.terminate()
+    assert daemon.ended("stop")["exit_code"] == 0
+    with pytest.raises(OSError):
+        web.answer(within=0)
+    until(lambda: fleet.state == "Terminated")
+    assert fleet.answers == [("drained", "CONTINUE", "call")], "the launch is not answered"
+    assert fleet.states[:4] == ["Pending", "Pending:Wait", "Terminating", "Terminating:Wait"]
+    assert not [name for name in ("launching", "stopping") if (stage.root / "run/bootagent" / name).exists()]
+
+
 # --- warm pool ---------------------------------------------------------------------------------------------------
 
 
@@ -271,6 +325,27 @@ def test_the_warm_pool_gets_it_prepared_and_service_gets_it_serving(
     assert (web.deploy_to / "current/prepared").read_text() == prepared
     bundles = [call.path for call in cloud.calls if call.action == "GetObject" and "/bundles/" in call.path]
     assert bundles == [], "it is not fetched again"
+
+
+def test_back_in_the_pool_it_serves_no_longer_and_out_of_it_again(
+    stage: Stage, web: App, start: Start, group: Group
+) -> None:
+    stage.configure(web.config() + lifecycle())
+    web.publish("one")
+    fleet = group()
+    fleet.launch()
+    daemon = start()
+    until(lambda: fleet.state == "InService")
+    fleet.return_to_pool("Running")
+    until(lambda: fleet.state == "Warmed:Running")
+    assert fleet.answers[1:] == [("drained", "CONTINUE", "call")]
+    with pytest.raises(OSError):
+        web.answer(within=0)
+    fleet.take_from_pool()
+    until(lambda: fleet.state == "InService")
+    assert fleet.answers[2:] == [("ready", "CONTINUE", "call")]
+    assert web.answer() == "one"
+    assert daemon.ended("reconfigure", times=2)["exit_code"] == 0
 
 
 def test_what_the_image_brings_does_not_serve_in_the_pool(

@@ -231,8 +231,9 @@ def samples(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
 
 def test_the_metrics_as_prometheus_reads_them() -> None:
     last = replace(DEGRADED, phases={"read": 0.5, "serve": 30.25})
-    found = samples(metrics.text(known(last, proven=R1), last))
+    found = samples(metrics.text(known(last, proven=R1), last, 1794484850.0))
     assert found["last_run_timestamp_seconds", ()] == 1794484842.5
+    assert found["last_look_timestamp_seconds", ()] == 1794484850.0
     assert found["last_run_duration_seconds", ()] == 42.4
     assert found["last_run_exit_code", ()] == 3
     assert found["app_exit_code", (("app", "web"),)] == 3
@@ -249,13 +250,13 @@ def test_the_metrics_as_prometheus_reads_them() -> None:
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
 def test_any_text_survives_as_a_label(value: str) -> None:
     last = replace(DEGRADED, role=value)
-    found = samples(metrics.text(known(last), last))
+    found = samples(metrics.text(known(last), last, 0.0))
     assert [dict(labels)["role"] for name, labels in found if name == "run_info"] == [value]
 
 
 def test_a_run_without_anything_makes_no_empty_families() -> None:
     last = ended("refused", 2, apps={}, exit_codes={}, role=None, environment=None)
-    text = metrics.text(State(None, {}, last), last)
+    text = metrics.text(State(None, {}, last), last, 0.0)
     assert "app_release_info" not in text and samples(text)["last_run_exit_code", ()] == 2
 
 
@@ -269,6 +270,30 @@ def test_the_metrics_file_is_whole_and_for_everyone(tmp_path: Path) -> None:
     metrics.remove(machine, path)
     metrics.remove(machine, path)
     assert not real.exists()
+
+
+def test_a_look_that_finds_all_as_it_was_is_told_but_not_with_every_look(tmp_path: Path) -> None:
+    machine, path = Machine(tmp_path), "/m/one.prom"
+    state = replace(known(ended()), told=Told(metrics=path))
+    metrics.write(machine, path, state)
+    before = machine.real(path).read_text()
+    looked = ("last_look_timestamp_seconds", ())
+    assert samples(before)[looked] == 1794484842.5, "the run itself has looked"
+    telling.looked(machine, state)
+    assert machine.real(path).read_text() == before, "it was written just now"
+    for off in (-metrics.LOOK_SECONDS - 1, 1000):  # a minute ago; and by a clock that was wrong
+        os.utime(machine.real(path), (time.time() + off,) * 2)
+        began = time.time()
+        telling.looked(machine, state)
+        found = samples(machine.real(path).read_text())
+        assert began - 1 < found[looked] < time.time() + 1
+        assert {key: value for key, value in found.items() if key != looked} == {
+            key: value for key, value in samples(before).items() if key != looked
+        }
+    machine.real(path).unlink()
+    telling.looked(machine, state)
+    assert machine.real(path).exists()
+    telling.looked(machine, known(ended()))  # nobody wants to know
 
 
 def test_metrics_follow_no_link_of_whoever_owns_the_directory(tmp_path: Path) -> None:
