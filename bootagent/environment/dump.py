@@ -24,7 +24,9 @@ _BARE = re.compile(r"[^\n]*?(?=[ \t]+#|[ \t]*\r?(?:\n|$))")
 _WORD = re.compile(r"[^\s'\"\\]+")
 _REST = re.compile(r"[ \t]*(?:(?<=[ \t])#[^\n]*)?(?:\r?\n|\r?$)")
 _SPACE = re.compile(r"(?:\s+|#[^\n]*)*")
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+#: What a shell can name; a reader of .env files may take more, and so does this one.
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_NO_UTF8 = re.compile(r"[\udc80-\udcff]")
 _PLAIN = re.compile(r"[A-Za-z0-9_/:.,@%+-]+")
 #: Those of a shell, and what .env files say a newline with.
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t", '"': '"', "\\": "\\", "$": "$", "`": "`"}
@@ -41,25 +43,17 @@ def text(variables: Variables) -> str:
     lines = []
     for name, value in sorted(variables.items()):
         if not _NAME.fullmatch(name):
-            raise BootagentError(f"{name[:80]!r} is no name for a shell", remedy="write it as JSON: --json")
+            raise BootagentError(
+                f"{name[:80]!r} is no name for a shell", remedy="write it as JSON, which holds it: --json"
+            )
         lines.append(f"unset {name}\n" if value is None else f"{name}={_quoted(value)}\n")
     return "".join(lines)
 
 
 def to_json(variables: Variables) -> str:
-    """A dump as JSON. Raises BootagentError for what is no text."""
-    for name, value in variables.items():
-        if not _is_text(name + (value or "")):
-            raise BootagentError(f"{name[:80]!r} is not UTF-8, and JSON is", remedy="write it without --json")
-    return json.dumps(dict(sorted(variables.items())), indent=2, ensure_ascii=False) + "\n"
-
-
-def _is_text(word: str) -> bool:
-    try:
-        word.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    """A dump as JSON, for any name and value; of bytes that are no UTF-8 each is a surrogate of its own, escaped."""
+    found = json.dumps(dict(sorted(variables.items())), indent=2, ensure_ascii=False)
+    return _NO_UTF8.sub(lambda byte: f"\\u{ord(byte[0]):04x}", found) + "\n"
 
 
 def _quoted(value: str) -> str:
@@ -73,7 +67,7 @@ def _quoted(value: str) -> str:
 def _json(text: str) -> dict[str, str | None]:
     try:
         found: Any = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         line = getattr(error, "lineno", "?")
         raise BootagentError(f"line {line}: this begins like JSON and is none") from None
     for name, value in found.items():

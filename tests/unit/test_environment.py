@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import pickle
+import re
 import shlex
 import stat
 import subprocess
@@ -32,6 +34,13 @@ TRICKY = st.text(st.sampled_from("ab '\"\\$`#=!\n\r\t\u00e9{}"), max_size=20).fi
     lambda value: not value.endswith((" ", "\t"))
 )
 NAMES = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,10}", fullmatch=True)
+#: What a file of a directory can be named, and hold: whatever its reader does not pass over, or refuse.
+FILE_NAMES = st.one_of(NAMES.map(str.encode), st.binary(min_size=1, max_size=8)).filter(
+    lambda name: not name.startswith(b".") and not set(name) & set(b"=/\0\n")
+)
+CONTENTS = st.one_of(
+    st.binary(max_size=20), st.text(st.sampled_from("ab '\"\\$`#=! \n\r\t\0\ufeff"), max_size=20).map(str.encode)
+)
 VARIABLES = st.dictionaries(NAMES, VALUES | TRICKY | st.none(), max_size=6)
 patient = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -199,6 +208,7 @@ def test_dumps_are_read(text: str, found: dict[str, str | None]) -> None:
         ("A='b' c\n", "line 1: there is more after the value of A"),
         ('{"A": 1}', "'A' is no text but int"),
         ('{"A": "hush",}', "line 1: this begins like JSON"),
+        ('{"A":' * 100_000, "this begins like JSON"),
         ("1A=b", "line 1"),
     ],
 )
@@ -256,6 +266,36 @@ def test_a_shell_agrees_about_what_is_written(variables: dict[str, str]) -> None
     printed = subprocess.run(["sh"], input=script.encode(), env={}, capture_output=True, check=True).stdout
     found = dict(item.split("=", 1) for item in printed.decode().split("\0") if item.startswith("V_"))
     assert found == variables
+
+
+@patient
+@given(files=st.dictionaries(FILE_NAMES, CONTENTS, max_size=5))
+def test_whatever_a_directory_holds_comes_back(
+    tmp_path_factory: pytest.TempPathFactory, files: dict[bytes, bytes]
+) -> None:
+    place = tmp_path_factory.mktemp("env")
+    (place / "old").mkdir()
+    for name, content in files.items():
+        (place / "old" / os.fsdecode(name)).write_bytes(content)
+    found = exchange.read(place / "old")
+    assert len(found) == len(files)
+    exchange.put(Machine(), place / "json", dump.parse(dump.to_json(found).encode()), "dump.json")
+    assert exchange.read(place / "json") == found
+    # A shell has no name for some; those are refused, and nothing else is.
+    odd = [name for name in found if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name)]
+    if odd:
+        with pytest.raises(BootagentError, match=r"is no name for a shell .*--json"):
+            dump.text(found)
+    shells = {name: value for name, value in found.items() if name not in odd}
+    exchange.put(Machine(), place / "text", dump.parse(dump.text(shells).encode(errors="surrogateescape")), ".env")
+    assert exchange.read(place / "text") == shells
+
+
+@pytest.mark.parametrize("name", ["A.B", "A-B", "1A", "A B", "\u00e9", "A'", "A$(x)"])
+def test_a_name_that_no_shell_has_is_refused_in_a_dump_for_one(name: str) -> None:
+    with pytest.raises(BootagentError, match="is no name for a shell"):
+        dump.text({"A": "1", name: "hush"})
+    assert dump.parse(dump.to_json({name: "x"}).encode()) == {name: "x"}
 
 
 def test_nothing_is_written_when_something_cannot_be(tmp_path: Path) -> None:
