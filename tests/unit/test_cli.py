@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bootagent import __version__, cli, state
+from bootagent.cli import common
 from bootagent.machine import Machine
 from bootagent.state import LastRun, State
 
@@ -139,7 +140,7 @@ def test_a_tag_that_is_no_pair_is_named(
 
 def test_a_tags_value_may_hold_an_equals_sign() -> None:
     options = cli._parser().parse_args(["run", "--tag", "A=b=c", "--tag", "D=e", "--tag", "F="])
-    assert cli._tags(options) == {"A": "b=c", "D": "e", "F": ""}
+    assert common.tags_of(options) == {"A": "b=c", "D": "e", "F": ""}
 
 
 # --- check -------------------------------------------------------------------------------------------------------

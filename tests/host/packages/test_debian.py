@@ -226,7 +226,7 @@ def test_a_whole_run_of_the_single_file(built: Built, root: Root, cloud: Cloud, 
     ran = succeeded(booted(root, cloud, "bootagent run --once", "bootagent status"))
     assert "it says one" in ran.stdout
     (tree,) = root.path("/var/cache/bootagent").iterdir()
-    assert (tree / "lib/bootagent/cli.py").is_file()
+    assert (tree / "lib/bootagent/cli/__init__.py").is_file()
 
 
 @pytest.mark.parametrize("kind", ["deb", "pyz"])
