@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -393,3 +395,17 @@ def test_who_could_write_a_file_is_named_as_a_clause(tmp_path: Path) -> None:
     assert writable_by_others(path) == f"{path} can be written by others (mode 757)"
     with pytest.raises(FileNotFoundError):
         writable_by_others(tmp_path / "none")
+
+
+@pytest.mark.spawns
+def test_an_environment_is_utf_8_whatever_the_locale() -> None:
+    script = """
+import sys
+from bootagent.machine import Machine
+found = Machine().run(["env"], timeout=60, env={"A": "h\\u00fcsh \\udcff", "LANG": None}).stdout
+assert "A=h\\u00fcsh \\ufffd" in found.splitlines() and "LANG=" not in found, found.encode()
+assert sys.getfilesystemencoding() == "ascii"
+"""
+    env = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
