@@ -146,7 +146,7 @@ def _furnish(root: Path, init: Init) -> None:
     """The machine's own settings, and the test's hand in it."""
     hand = root / "opt/testbed"
     hand.mkdir()
-    for name in ("hand.py", "witness.py", "furnish", "network", "init", "nfs.toml", "modes.toml"):
+    for name in ("hand.py", "witness.py", "furnish", "network", "init", "nfs.toml", "modes.toml", "fleet.toml"):
         shutil.copy(GUEST / name, hand)
     (root / "etc/hostname").write_text("testbed\n")
     # An image has none, and on its first boot systemd then presets all units once more, for a second.

@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bootagent.sandbox.cloud import Cloud
@@ -25,12 +25,12 @@ PORTS = {"web": 8080, "jobs": 8081, "shop": 8080, "builds": 8080}
 
 @dataclass(frozen=True)
 class Answer:
-    """What an app says: its version and environment, its process, and when that started (seconds since boot)."""
+    """What an app says: its version and environment, its process, and for how many seconds that has run."""
 
     version: str
     environment: str
     pid: int
-    started: float
+    age: float = field(compare=False)
 
 
 class Scene:
@@ -112,11 +112,11 @@ def port_of(endpoint: str) -> int:
     return int(endpoint.rpartition(":")[2])
 
 
-def ask(vm: Vm, app: str = "web") -> Answer:
+def ask(vm: Vm, app: str = "web", path: str = "/") -> Answer:
     """What the app says to a client outside the machine. Raises OSError when nobody answers."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{vm.forward[PORTS[app]]}/", timeout=10) as response:
-        version, environment, pid, started = response.read().decode().split()
-    return Answer(version, environment, int(pid), float(started))
+    with urllib.request.urlopen(f"http://127.0.0.1:{vm.forward[PORTS[app]]}{path}", timeout=10) as response:
+        version, environment, pid, age = response.read().decode().split()
+    return Answer(version, environment, int(pid), float(age))
 
 
 def wait_for_version(vm: Vm, version: str, app: str = "web", within: float = PATIENCE) -> Answer:

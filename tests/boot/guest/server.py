@@ -1,4 +1,7 @@
-"""The app of the test's machine: says its version, and finishes its work when it is told to stop."""
+"""The app of the test's machine: says its version, and finishes its work when it is told to stop.
+
+Asked for /hoard, it takes more memory than it may have.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 VERSION = Path("VERSION").read_text().strip()
+HOARD = 200 * 2**20
 started = time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
@@ -29,8 +33,11 @@ with socket.create_server(("", int(os.environ["PORT"])), reuse_port=True) as ser
         with connection:
             try:
                 connection.settimeout(5)
-                connection.recv(4096)
-                body = f"{VERSION} {os.environ['ENVIRONMENT']} {os.getpid()} {started:.2f}\n".encode()
+                if b" /hoard " in connection.recv(4096):
+                    hoard = b"x" * HOARD
+                    print(f"has {len(hoard)} bytes")
+                age = time.clock_gettime(time.CLOCK_BOOTTIME) - started
+                body = f"{VERSION} {os.environ['ENVIRONMENT']} {os.getpid()} {age:.2f}\n".encode()
                 connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
             except OSError:
                 pass
