@@ -147,6 +147,8 @@ class State:
 
     ``tags`` are those given on a command line: user-data may say them once, and a reboot is to end in the same role.
     ``stopped`` is the boot in which somebody wanted the services down, ``definitions`` where their directories are.
+    ``left`` are apps, by name, that the role does not run any more, or that are somewhere else now: their releases are
+    there yet.
     """
 
     instance_id: str | None = None
@@ -157,16 +159,22 @@ class State:
     stopped: str | None = None
     definitions: str | None = None
     told: Told = Told()
+    left: tuple[tuple[str, AppState], ...] = ()
 
     def app(self, name: str, deploy_to: str) -> AppState:
-        """An app's state; a fresh one when none is known, or when it lived in another directory."""
-        known = self.apps.get(name)
-        return known if known and known.deploy_to == deploy_to else AppState(deploy_to)
+        """An app's state in this directory; a fresh one when none is known."""
+        there = [*self.apps.items(), *self.left]
+        found = (app for other, app in there if (other, app.deploy_to) == (name, deploy_to))
+        return next(found, AppState(deploy_to))
 
     def with_app(self, name: str, app: AppState | None) -> State:
-        """The same with one app's state replaced, or forgotten."""
+        """The same with one app's state replaced; None: the role does not run it any more."""
         others = {key: value for key, value in self.apps.items() if key != name}
-        return replace(self, apps={**others, name: app} if app else others)
+        before, place = self.apps.get(name), app.deploy_to if app else None
+        left = [(other, one) for other, one in self.left if (other, one.deploy_to) != (name, place)]
+        if before and before.deploy_to != place and before.releases:
+            left.append((name, replace(before, pending=None)))
+        return replace(self, apps={**others, name: app} if app else others, left=tuple(left))
 
     def tags_on(self, instance_id: str | None) -> Mapping[str, str]:
         """The tags remembered for this instance."""
@@ -180,7 +188,7 @@ class State:
             return replace(self, instance_id=instance_id, tags={}, told=Told(metrics=self.told.metrics))
         apps = {name: replace(app, pending=None) for name, app in self.apps.items()}
         told = Told(metrics=self.told.metrics)
-        return State(instance_id, apps, None, self.begun, definitions=self.definitions, told=told)
+        return State(instance_id, apps, None, self.begun, definitions=self.definitions, told=told, left=self.left)
 
 
 def load(machine: Machine) -> State:
@@ -211,23 +219,25 @@ def _from_json(found: Any) -> State:
         raise ValueError(found["version"])
     return State(
         instance_id=found["instance_id"],
-        apps={
-            name: AppState(
-                deploy_to=app["deploy_to"],
-                revision=app["revision"],
-                proven=app.get("proven"),
-                in_place=app.get("in_place", False),
-                pending=Pending(**app["pending"]) if app["pending"] else None,
-                releases={key: ReleaseRecord(**record) for key, record in app["releases"].items()},
-            )
-            for name, app in found["apps"].items()
-        },
+        apps={name: _app(app) for name, app in found["apps"].items()},
         last_run=_last_run(found["last_run"]) if found["last_run"] else None,
         begun=found.get("begun"),
         tags=found.get("tags", {}),
         stopped=found.get("stopped"),
         definitions=found.get("definitions"),
         told=Told(**found.get("told", {})),
+        left=tuple((name, _app(app)) for name, app in found.get("left", ())),
+    )
+
+
+def _app(found: Any) -> AppState:
+    return AppState(
+        deploy_to=found["deploy_to"],
+        revision=found["revision"],
+        proven=found.get("proven"),
+        in_place=found.get("in_place", False),
+        pending=Pending(**found["pending"]) if found["pending"] else None,
+        releases={key: ReleaseRecord(**record) for key, record in found["releases"].items()},
     )
 
 

@@ -290,7 +290,8 @@ def around_a_stop(
     runit = found.tables["runit"] if found else {"definitions": DEFINITIONS, "service_dir": SERVICE_DIR}
     definitions = sorted({runit["definitions"], known.definitions or DEFINITIONS})
     noted = leaving.load(machine) or leaving.Leaving(runit["service_dir"])
-    return plan.Around(extent, noted, tuple(definitions), known.apps, until)
+    apps = (*known.apps.items(), *known.left)
+    return plan.Around(extent, noted, tuple(definitions), apps, until)
 
 
 def _patience(machine: Machine, definitions: str, configured: Mapping[str, Any], name: str) -> float:

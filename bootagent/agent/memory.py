@@ -79,7 +79,7 @@ class Memory:
 
     def forget_all(self) -> None:
         """Of what was made there is nothing left to know; the tags were given, and that it is stopped holds."""
-        self.save(replace(self.state, apps={}, definitions=None, last_run=None))
+        self.save(replace(self.state, apps={}, left=(), definitions=None, last_run=None))
 
     # --- what became of releases -------------------------------------------------------------------------------
 
@@ -137,7 +137,7 @@ class Memory:
             self.save(self.state.with_app(lane.app, known))
 
     def forget(self, app: str) -> None:
-        """Nothing of an app is here any more."""
+        """The role does not run an app any more; what it has released is there yet."""
         self.save(self.state.with_app(app, None))
 
     def _without_pruned(self, known: AppState, app: App) -> AppState:

@@ -42,13 +42,14 @@ BUSY_SECONDS = 10.0
 class Around:
     """What a stop goes by besides the services: how far it goes, what was noted for it, and where things are.
 
-    ``definitions`` are the directories of service directories, ``until`` is when all has to be over.
+    ``definitions`` are the directories of service directories, ``apps`` all that have releases here, those that run
+    first. ``until`` is when all has to be over.
     """
 
     extent: Extent
     leaving: Leaving
     definitions: tuple[str, ...]
-    apps: Mapping[str, AppState]
+    apps: tuple[tuple[str, AppState], ...]
     until: Deadline = NO_HURRY
 
 
@@ -120,7 +121,7 @@ def _is_before(apps: tuple[str, ...], app: str, wanted: Mapping[tuple[str, ...],
 
 
 def _hook(hook: Hook, stopped: ToStop, around: Around, until: Deadline) -> Step:
-    app = around.apps.get(hook.app)
+    app = next((app for name, app in around.apps if name == hook.app), None)
     record = app.releases.get(app.proven) if app and app.proven else None
     services = tuple(f"{stopped.definitions}/{name}/service" for name, _ in stopped.services)
     return StopHook(hook, record.label if record else "", services, until)
@@ -132,17 +133,23 @@ def _machine(around: Around, reason: str) -> Lane:
     }
     if around.extent != "shutdown":
         reset = around.extent == "reset"
-        kept = () if reset else tuple(f"{app.deploy_to}/releases" for app in around.apps.values())
+        places = list(dict.fromkeys(app.deploy_to for _, app in around.apps))
+        kept = () if reset else tuple(f"{place}/releases" for place in places)
         steps["sweep"] = (
             *(Swept(definitions, around.leaving.service_dir) for definitions in around.definitions),
-            *(_released(name, app) for name, app in sorted(around.apps.items()) if reset),
+            *(_released(place, around) for place in sorted(places) if reset),
             AsBefore("reset" if reset else "stop", kept),
         )
     return Lane(MACHINE, "stop", steps, reason=reason)
 
 
-def _released(name: str, app: AppState) -> Step:
-    known = () if app.in_place else (*app.releases, *([app.pending.release] if app.pending else ()))
-    names = tuple(sorted(set(known)))
-    own = (*(parts.marker_of(name, release) for release in names), checkout.place(name))
-    return NoReleases(name, app.deploy_to, names, own)
+def _released(deploy_to: str, around: Around) -> Step:
+    """What takes the releases away from a directory; an app that was renamed may have its share in it."""
+    apps = [(name, app) for name, app in around.apps if app.deploy_to == deploy_to]
+    releases: set[str] = set()
+    own: list[str] = []
+    for name, app in apps:
+        known = () if app.in_place else {*app.releases, *([app.pending.release] if app.pending else ())}
+        releases |= {*known}
+        own += [*(parts.marker_of(name, release) for release in sorted(known)), checkout.place(name)]
+    return NoReleases(", ".join(name for name, _ in apps), deploy_to, tuple(sorted(releases)), tuple(own))

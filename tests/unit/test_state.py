@@ -46,6 +46,9 @@ FULL = State(
         phases={"read": 0.5},
     ),
     told=Told("eu-west-1", {"bootagent:state": "done"}, "/var/lib/x.prom", "boot"),
+    left=(
+        ("old", AppState("/srv/old", "rev", releases={"20261110120000": ReleaseRecord("good", "rev", "rev", "at")})),
+    ),
 )
 
 
@@ -174,6 +177,17 @@ def test_replacing_and_forgetting_an_app_leaves_the_others() -> None:
     assert (changed.apps["web"], changed.apps["api"]) == (AppState("/x"), FULL.apps["api"])
     assert set(FULL.with_app("web", None).apps) == {"api"}
     assert FULL.apps["web"].deploy_to == "/srv/web"
+
+
+def test_what_an_app_leaves_behind_is_known_until_it_comes_back() -> None:
+    web = replace(FULL.apps["web"], pending=None)
+    for gone in (FULL.with_app("web", None), FULL.with_app("web", AppState("/srv/elsewhere"))):
+        assert gone.left == (*FULL.left, ("web", web))
+        assert gone.app("web", "/srv/web") == web
+        assert gone.on_instance("i-2").left == gone.left, "the image has the releases, too"
+        back = gone.with_app("web", web)
+        assert back.left[0] == FULL.left[0] and ("web", web) not in back.left
+    assert FULL.with_app("api", None).left == FULL.left, "there is nothing of it"
 
 
 def test_the_last_good_release_is_the_newest_good_one_that_is_there() -> None:

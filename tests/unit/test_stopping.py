@@ -27,7 +27,7 @@ SERVICES = [ToStop("web", "/etc/sv", (("web.puma", 10.0),))]
 
 def lanes(extent: Extent) -> Sequence[plan.Lane]:
     return plan.stop(
-        SERVICES, Around(extent, Leaving("/etc/service", (HOOK,)), ("/etc/sv",), {"web": APP}), "why"
+        SERVICES, Around(extent, Leaving("/etc/service", (HOOK,)), ("/etc/sv",), (("web", APP),)), "why"
     ).lanes
 
 
@@ -61,6 +61,20 @@ def test_a_reset_removes_what_was_released() -> None:
     assert machine.steps["sweep"][-1] == AsBefore("reset", ())
 
 
+def test_a_reset_goes_through_each_directory_once_whatever_its_app_was_called() -> None:
+    former = AppState("/srv/web", releases={"20250101000000": RECORD})
+    moved = AppState("/srv/old", releases={R1: RECORD})
+    apps = (("web", APP), ("site", former), ("web", moved))
+    made = plan.stop([], Around("reset", Leaving("/etc/service"), ("/etc/sv",), apps), "why")
+    found = [step for step in made.lanes[-1].steps["sweep"] if isinstance(step, NoReleases)]
+    assert [(one.app, one.deploy_to, one.names) for one in found] == [
+        ("web", "/srv/old", (R1,)),
+        ("web, site", "/srv/web", ("20250101000000", R1)),
+    ]
+    assert f"/var/lib/bootagent/prepared/web.{R1}" in found[1].own
+    assert "/var/lib/bootagent/environment/site" in found[1].own
+
+
 def test_the_hook_knows_its_app() -> None:
     hook = lanes("stop")[0].steps["stop"][2]
     assert isinstance(hook, StopHook)
@@ -71,7 +85,7 @@ def test_each_knows_what_comes_after_it() -> None:
     db = ToStop("db", "/etc/sv", (("db.redis", 20.0), ("db.pg", 30.0)), (("db.redis", ("db.pg",)),))
     web = ToStop("web", "/etc/sv", (("web.puma", 10.0), ("web.jobs", 5.0)), after=("db",))
     mail = ToStop("mail", "/etc/sv", (("mail.smtp", 40.0),))
-    around = Around("shutdown", Leaving("/etc/service", (HOOK,)), ("/etc/sv",), {}, Deadline(at=1000.0))
+    around = Around("shutdown", Leaving("/etc/service", (HOOK,)), ("/etc/sv",), (), Deadline(at=1000.0))
     found = {lane.app: lane.steps["stop"] for lane in plan.stop([web, db, mail], around, "why").lanes[:-1]}
 
     def later(app: str) -> list[tuple[type, float]]:
