@@ -5,7 +5,7 @@ from __future__ import annotations
 from bootagent.config.model import App, Check, Config, EbsSource, NfsSource, S3Source, Service
 from bootagent.ebs.snapshots import Snapshot
 from bootagent.git_repository import Commit
-from bootagent.plan import environment
+from bootagent.plan import boot_order, environment
 from bootagent.plan.down import ToStop, no_services
 from bootagent.plan.lane import Known, Moment
 from bootagent.plan.volumes import is_on_volumes, of_another_kind, restored, retired_volumes
@@ -108,6 +108,7 @@ def services(config: Config, app: App, mark: str | None, *, stand_in: str | None
         ),
         environment=environment.tree(app, stand_in or app.current, copied=in_place and copies_scripts(app)),
         hooks_secrets=environment.hooks_secrets(app),
+        before=boot_order.before(config, app),
     )
 
 

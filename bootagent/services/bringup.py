@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 
 from bootagent.errors import MachineError, ServiceError
 from bootagent.machine import Machine, Note
-from bootagent.services import runit, servicedir
+from bootagent.services import boot_order, runit, servicedir
 from bootagent.services.reload import Reload
 from bootagent.services.servicedir import LogEnd, ServiceDirectory
 
@@ -87,7 +87,7 @@ class Watch:
         if found and not found.wants_up:  # a `down` file, or an order from before
             self.wanted.directory.start(machine)
         if found and self._deadline is None:  # its own time counts from the moment runit has it
-            self._deadline = now + max(self.wanted.within, self.wanted.stable_for + 1)
+            self._deadline = now + boot_order.start_within(self.wanted.within, self.wanted.stable_for)
         self._follow(found, now)
         # Those who have just come up get their time, but for what the looks themselves take.
         if self.pid and now - self._since >= self.wanted.stable_for * (1 - 1 / LOOKS) and now >= self._next_look:

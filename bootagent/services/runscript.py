@@ -2,6 +2,7 @@
 
     #!/bin/sh
     until …; do sleep 0.5; done             for each mountpoint, and for the secrets
+    while …; do sleep 0.5; done             for its turn, but not for ever
     echo … >/sys/fs/cgroup/…                the control group
     exec env -i … chpst -e … -u … runsv …
 
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bootagent.machine import MINIMAL_ENVIRONMENT, Identity, Machine
-from bootagent.services import cgroups
+from bootagent.services import boot_order, cgroups
 from bootagent.services.servicefiles import Confinement
 
 #: Where the firmware of a Nitro instance shows its id; others show nothing of the kind. An image made of an instance
@@ -54,6 +55,7 @@ class RunScript:
                 f"export PATH={MINIMAL_ENVIRONMENT['PATH']}",
                 *_only_here(machine),
                 *self._waits(machine),
+                *boot_order.lines(machine, self.name, self.directory),
                 *(cgroups.lines(machine, self.name, self.cgroup) if self.cgroup else ()),
                 *self.confinement.raising(),
                 *self._together(machine),

@@ -6,6 +6,7 @@
         service/                 run, finish, check, log/run, control/ … as the release has them, given to the user
         bootagent.json           the marker: which release and definition was last seen to work
         stop_within              how many seconds it may take to stop
+        wait                     how long it waits for its turn at a boot
     /etc/service/APP.NAME        a link to it
 
 The user's own runsv makes the scripts safe to hand over, and lets the user ``sv`` the inner directory without root.
@@ -28,7 +29,7 @@ from typing import IO
 from bootagent import beneath
 from bootagent.errors import BootagentError, MachineError
 from bootagent.machine import MINIMAL_ENVIRONMENT, Identity, Machine, login_environment
-from bootagent.services import cgroups, runit
+from bootagent.services import boot_order, cgroups, runit
 from bootagent.services.runscript import RunScript, together
 from bootagent.services.runtimes import Shims
 from bootagent.services.servicefiles import FREE, Confinement, Files, confined
@@ -89,6 +90,7 @@ def remove(machine: Machine, definitions: str, service_dir: str, name: str, *, w
     if runit.is_supervised(outer):
         runit.leave(machine, outer, within=within)
     cgroups.remove(machine, name)
+    boot_order.forget(machine, name)
     _forget_secrets(machine, name)
     machine.remove_tree(outer)
 
@@ -332,7 +334,7 @@ def _present(outer: Path) -> dict[str, tuple[bytes, int]]:
         return {}
     found: dict[str, tuple[bytes, int]] = {}
     for path, _ in beneath.files(outer, ".", without="supervise"):
-        if path not in (MARKER, PATIENCE):
+        if path not in (MARKER, PATIENCE, boot_order.WAIT):
             try:
                 found[path] = beneath.read(outer, path)
             except (FileNotFoundError, BootagentError):  # swollen, or no file: not what it should be in any case

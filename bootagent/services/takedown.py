@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bootagent.deadline import NO_HURRY, Deadline, cut
 from bootagent.machine import Identity, Machine, Note
-from bootagent.services import runit, servicedir
+from bootagent.services import boot_order, runit, servicedir
 from bootagent.turns import turns
 
 #: A service that runsv finds with it is not started: runsv(8). The next run takes it away.
@@ -47,6 +47,7 @@ def is_down(inner: Path) -> bool:
 
 
 def _stop(machine: Machine, inner: Path, wanted: float, until: Deadline) -> None:
+    boot_order.forget(machine, inner.parent.name)
     if not runit.is_supervised(inner) and inner.is_dir():
         machine.write(inner / DOWN, b"")  # runsvdir may be about to find it
     if runit.is_supervised(inner):

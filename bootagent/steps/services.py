@@ -16,7 +16,7 @@ from bootagent.environment.concealed import Concealed
 from bootagent.environment.directories import Tree
 from bootagent.errors import BootagentError, MachineError
 from bootagent.machine import Machine, Note
-from bootagent.services import cgroups, runit, runtimes, servicedir, servicefiles, takedown
+from bootagent.services import boot_order, cgroups, runit, runtimes, servicedir, servicefiles, takedown
 from bootagent.services.bringup import Watch, bring_up
 from bootagent.services.health import command_problem, http_problem, tcp_problem
 from bootagent.services.reload import Reload
@@ -70,7 +70,8 @@ class Services:
     or reloads them.
     ``scripts`` is where the release's service directories have been copied to, when the release itself must not be
     touched by this process. ``needs`` are mountpoints that must be there before any of them starts. ``environment`` is
-    the tree of their variables; ``hooks_secrets`` is a directory of secrets that the app's hooks have.
+    the tree of their variables; ``hooks_secrets`` is a directory of secrets that the app's hooks have. ``before`` is
+    how many seconds what comes before the app may take to start.
     """
 
     app: str
@@ -87,6 +88,7 @@ class Services:
     needs: tuple[str, ...] = ()
     environment: Tree | None = None
     hooks_secrets: str | None = None
+    before: float = 0.0
 
     def __str__(self) -> str:
         if not self.specs and self.unnamed is None:
@@ -104,8 +106,10 @@ class Services:
             return False
         if self._left_secrets(machine):
             return False
+        waits = self._waits(wanted)
         return all(
             one.directory.is_installed(machine)
+            and boot_order.is_noted(one.directory.outer(machine), waits[one.directory.name])
             and one.marker(self.mark, watched) == one.directory.read_marker(machine, keep_release=self.mark is None)
             and one.is_up(machine)
             and one.problem(machine) is None
@@ -123,8 +127,12 @@ class Services:
         log_ends = {one.directory.name: servicedir.log_end(machine, one.spec.log) for one in wanted}
         self._remove(machine, keep=log_ends)
 
+        waits = self._waits(wanted)
+
         def begin(one: _Wanted) -> Watch | None:
-            return self._begin(machine, one, one.marker(self.mark, watched), log_ends[one.directory.name])
+            watch = self._begin(machine, one, one.marker(self.mark, watched), log_ends[one.directory.name])
+            boot_order.note(machine, one.directory.outer(machine), waits[one.directory.name])
+            return watch
 
         def done(one: _Wanted) -> None:
             one.directory.write_marker(machine, one.marker(self.mark, watched))
@@ -156,6 +164,7 @@ class Services:
             if watch := self._reloaded(machine, one, marked, marker, log_end):
                 return watch
             one.directory.install(machine, stop_within=one.spec.stop_within)
+        boot_order.begin(machine, one.directory.name)
         one.directory.start(machine)
         return Watch(one, log_end)
 
@@ -179,10 +188,9 @@ class Services:
         Other apps are up by now, with what services they have. Raises BootagentError for one that there is not.
         """
         own = list(names)
-        found: dict[str, set[str]] = {}
-        for spec in self.specs:
-            name = f"{self.app}.{spec.name}"
-            for other in spec.after if name in own else ():
+        found = self._after(own)
+        for name, others in found.items():
+            for other in others:
                 app = other.partition(".")[0]
                 there = own if app == self.app else servicedir.installed(machine, self.definitions, app)
                 if other not in there:
@@ -190,9 +198,17 @@ class Services:
                         f"service {name} comes after {other}, and {app} has {', '.join(there) or 'no service'}",
                         remedy="correct its after = [...]",
                     )
-                if app == self.app:
-                    found.setdefault(name, set()).add(other)
-        return found
+        return {name: {other for other in others if other in own} for name, others in found.items()}
+
+    def _after(self, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+        """For each of these services those it comes after, of whatever app."""
+        after = {f"{self.app}.{spec.name}": spec.after for spec in self.specs}
+        return {name: after.get(name, ()) for name in names}
+
+    def _waits(self, wanted: Iterable[_Wanted]) -> dict[str, float]:
+        """How many seconds each waits for its turn at a boot."""
+        within = {one.directory.name: boot_order.start_within(one.within, one.stable_for) for one in wanted}
+        return boot_order.waits(within, self._after(within), before=self.before)
 
     def _wanted(self, machine: Machine) -> list[_Wanted]:
         root, place = self._own_scripts(machine)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from bootagent.sandbox.supervisor import Supervisor
 from bootagent.services import runit
 from tests.conftest import Agent
 from tests.host.stage import App, Stage
@@ -83,6 +86,55 @@ def test_a_service_starts_once_what_it_comes_after_is_healthy(stage: Stage, web:
     web.publish("two")
     ran = agent("reconfigure")
     assert "web.db is not healthy" in ran.stderr and "not begun: web.front (after web.db)" in ran.stderr, ran.stderr
+
+
+def test_at_a_boot_a_service_waits_for_its_turn_but_not_for_ever(
+    stage: Stage, web: App, agent: Agent, runsvdir: Supervisor
+) -> None:
+    """runsvdir starts them all at once; who comes after others waits for the agent to say that they are healthy."""
+
+    def configure(within: str) -> None:
+        stage.configure(
+            web.config(
+                service=service("web", "front", SLEEP, after=["db"], check={"within": "60s"})
+                + service("web", "db", SLEEP, check={"within": within})
+            )
+        )
+
+    def boot() -> float:
+        """The moment when db is up."""
+        runsvdir.stop()
+        shutil.rmtree(stage.root / "run/bootagent/begun")  # a tmpfs
+        runsvdir.start()
+        deadline = time.monotonic() + 30
+        while not (found := runit.status(web.service("db"))) or found.state != "run":
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        return found.since
+
+    configure("100s")
+    web.publish("one")
+    ran = agent("reconfigure")
+    assert ran.code == 0, ran.stderr
+    boot()
+    time.sleep(3)
+    assert not runit.is_supervised(web.service("front"))
+    ran = agent("reconfigure")
+    assert ran.code == 0, ran.stderr
+    assert _since(web, "db") < _since(web, "front")
+    pids = web.pid("db"), web.pid("front")
+
+    configure("4s")
+    assert agent("reconfigure").code == 0
+    assert (web.pid("db"), web.pid("front")) == pids, "for how long it waits is no reason to restart it"
+    up = boot()  # and the agent does not come
+    deadline = time.monotonic() + 60
+    while not runit.is_supervised(web.service("front")) or not runit.status(web.service("front")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert _since(web, "front") >= up + 3
+    assert agent("stop").code == 0
+    assert not (stage.root / "run/bootagent/begun").exists()
 
 
 def test_an_app_comes_after_another_and_ends_before_it(stage: Stage, agent: Agent) -> None:
