@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from typing import Any
 
 from bootagent import aws, state
-from bootagent.errors import BootagentError
 from bootagent.journal import timestamp
 from bootagent.lifecycle.place import Place
 from bootagent.lifecycle.verdict import RunEnd, failure
-from bootagent.machine import Machine
 from bootagent.report import status
 from bootagent.services import servicedir
 from bootagent.survey import DEFINITIONS
 
 #: Of a run's journal, no more than its last records.
 RECORDS = 500
+#: How long each of the other things may take to be read.
+LOOK_SECONDS = 20.0
 
 
 def make(place: Place, instance_id: str, why: str, end: RunEnd | None) -> dict[str, Any]:
@@ -30,8 +32,8 @@ def make(place: Place, instance_id: str, why: str, end: RunEnd | None) -> dict[s
         "failure": failure(end) if end else {},
         "problems": list(end.problems) if end else [],
         "tails": end.records[-1].get("tails", {}) if end else {},
-        "logs": _logs(place, definitions),
-        "status": _status(place.machine, definitions),
+        "logs": _in_time("logs", lambda: _logs(place, definitions)),
+        "status": _in_time("status", lambda: status.facts(place.machine, definitions)),
         "journal": list(end.records[-RECORDS:]) if end else [],
     }
 
@@ -58,8 +60,17 @@ def _logs(place: Place, definitions: str) -> dict[str, str]:
     return found
 
 
-def _status(machine: Machine, definitions: str) -> dict[str, Any]:
-    try:
-        return status.facts(machine, definitions)
-    except (BootagentError, OSError) as error:
-        return {"error": str(error)}
+def _in_time(what: str, look: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
+    """What ``look`` finds, or why it finds nothing: neither a fault nor a dead disk may keep the group waiting."""
+    found: list[Mapping[str, Any]] = []
+
+    def work() -> None:
+        try:
+            found.append(look())
+        except Exception as error:
+            found.append({"error": repr(error)})
+
+    thread = threading.Thread(target=work, name=what, daemon=True)  # left behind when it hangs
+    thread.start()
+    thread.join(LOOK_SECONDS)
+    return found[0] if found else {"error": f"to read the {what} took longer than {LOOK_SECONDS:g} s"}

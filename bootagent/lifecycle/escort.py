@@ -64,6 +64,7 @@ class Escort:
         self._tell = tell
         self._parent = os.getppid()
         self._told: set[str] = set()
+        self._heart: Heart | None = None
 
     def launching(self) -> bool:
         """See the launch to its end; False when something was wrong, so that it is worth another try."""
@@ -95,7 +96,7 @@ class Escort:
         member = self._member_at_launch(here, until)
         hook = self._hook_at_launch(member, until) if member else None
         if member and hook:
-            with Heart(member, hook, lambda sentence: self._say(sentence, wrong=True)) as heart:
+            with self._beating(member, hook) as heart:
                 self._see_through(here, member, hook, runs, heart)
         self._machine.real(SINCE).unlink(missing_ok=True)
 
@@ -199,7 +200,7 @@ class Escort:
         hook = self._hook(member, name, "termination", time.monotonic() + CONFIRM_SECONDS) if member and name else None
         if member and hook:
             self._say("termination: the group waits for the stop")
-            with Heart(member, hook, lambda sentence: self._say(sentence, wrong=True)) as heart:
+            with self._beating(member, hook) as heart:
                 while self._is_stopping() and not heart.has_stopped:
                     self._pause(LOOK_SECONDS)
                 self._answer(member, hook, "CONTINUE", "termination: continued")
@@ -241,6 +242,10 @@ class Escort:
         answered = self._patiently(time.monotonic() + ANSWER_SECONDS, answer)
         self._tell(said if answered else f"{said.partition(':')[0]}: the hook waits no longer", wrong)
 
+    def _beating(self, member: Member, hook: Hook) -> Heart:
+        self._heart = Heart(member, hook, lambda sentence: self._say(sentence, wrong=True))
+        return self._heart
+
     def _hook(self, member: Member, name: str, what: str, until: float) -> Hook | None:
         found = self._patiently(until, functools.partial(group.hook, member, name))
         if found is None:
@@ -267,6 +272,8 @@ class Escort:
             self._pause(ASK_SECONDS)
 
     def _pause(self, seconds: float) -> None:
+        if self._heart:
+            self._heart.go_on()
         # A fleet that boots at once is not to ask at once.
         ends = time.monotonic() + seconds * random.uniform(0.8, 1.0)
         while (left := ends - time.monotonic()) > 0:

@@ -1,8 +1,12 @@
-"""Heartbeats for as long as a hook is seen to, whatever else takes its time: a slow bucket, a call tried again."""
+"""Heartbeats for as long as a hook is seen to, whatever else takes its time: a slow bucket, a call tried again.
+
+But not for who hangs: then the group is to go on without an answer.
+"""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from types import TracebackType
 
@@ -12,6 +16,8 @@ from bootagent.lifecycle.group import Hook, Member
 
 #: Between two tries of a heartbeat that may do better the next time, in seconds.
 RETRY_SECONDS = 3.0
+#: Who gives no sign of life for so long hangs; a single call to AWS, with its retries, takes less.
+HANG_SECONDS = 300.0
 
 
 class Heart:
@@ -19,6 +25,7 @@ class Heart:
 
     def __init__(self, member: Member, hook: Hook, say: Callable[[str], None]) -> None:
         self._member, self._hook, self._say = member, hook, say
+        self._alive = time.monotonic()
         self._over, self._left = threading.Event(), threading.Event()
         # Not waited for at the end: a call may hang for longer than anybody wants to.
         self._thread = threading.Thread(target=self._work, name="heart", daemon=True)
@@ -32,6 +39,10 @@ class Heart:
     ) -> None:
         self._left.set()
 
+    def go_on(self) -> None:
+        """A sign of life."""
+        self._alive = time.monotonic()
+
     @property
     def has_stopped(self) -> bool:
         """Whether the hook waits no longer: somebody has answered it, its time is over, or it is gone."""
@@ -39,7 +50,8 @@ class Heart:
 
     def _work(self) -> None:
         while not self._left.is_set():
-            self._left.wait(self._beat())
+            hangs = time.monotonic() - self._alive > HANG_SECONDS
+            self._left.wait(RETRY_SECONDS if hangs else self._beat())
 
     def _beat(self) -> float:
         """Send one; returns the seconds until the next."""

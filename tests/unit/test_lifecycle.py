@@ -16,7 +16,7 @@ from bootagent import aws, journal, readiness
 from bootagent.errors import AwsError, UsageError
 from bootagent.instance import Instance
 from bootagent.journal import Journal
-from bootagent.lifecycle import escort, group, heart, place
+from bootagent.lifecycle import diagnosis, escort, group, heart, place
 from bootagent.lifecycle.place import Place
 from bootagent.lifecycle.verdict import RunEnd, Runs, Verdict, failure, judge
 from bootagent.machine import Machine
@@ -593,6 +593,36 @@ def test_the_heart_beats_while_an_answer_is_not_taken(tmp_path: Path, cloud: Clo
     assert journey.over()
     assert fleet.state == "InService"
     assert journey.heard("to be tried again: cannot answer CONTINUE to hook ready of fleet: AccessDenied")
+
+
+def test_the_heart_does_not_beat_for_who_hangs(fleet: AutoScaling, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heart, "HANG_SECONDS", 1.0)
+    one = group.member(None, fleet.instance_id)
+    assert one is not None
+    with heart.Heart(one, group.Hook("ready", 0.6, 600.0), lambda sentence: None) as beating:
+        for _ in range(5):
+            time.sleep(0.4)
+            beating.go_on()
+        assert len(fleet.heartbeats) >= 5
+        time.sleep(2)
+        before = len(fleet.heartbeats)
+        until(lambda: fleet.state == "Terminating:Wait")  # nobody has answered, and its time is over
+        assert len(fleet.heartbeats) == before
+        assert fleet.answers == [("ready", "ABANDON", "timeout")]
+
+
+def test_a_disk_that_hangs_holds_no_diagnosis_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its stand-in is a named pipe that nobody writes to."""
+    monkeypatch.setattr(diagnosis, "LOOK_SECONDS", 0.5)
+    found = place_with(tmp_path, '[lifecycle]\nlaunching = "ready"\n')
+    assert found is not None
+    pipe = found.machine.real(journal.PATH).with_name("journal.1.jsonl")
+    pipe.parent.mkdir(parents=True)
+    os.mkfifo(pipe)
+    made = diagnosis.make(found, "i-1", "why", None)
+    assert made["why"] == "why"
+    assert made["status"] == {"error": "to read the status took longer than 0.5 s"}
+    os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))  # and on it goes
 
 
 def test_an_answer_that_is_never_taken_is_worth_another_escort(
