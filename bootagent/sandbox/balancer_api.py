@@ -141,15 +141,23 @@ class BalancerApi:
 
     def _deregister_instances(self, form: Form) -> object:
         found = self._balancers.load_balancer(form.required("LoadBalancerName"))
-        for instance in form.items("Instances.member"):
-            self._balancers.deregister(found, instance.required("InstanceId"), found.port)
+        for instance_id in _known(form, found):
+            self._balancers.deregister(found, instance_id, found.port)
         return {"Instances": _instances(found)}
 
     def _describe_instance_health(self, form: Form) -> object:
         found = self._balancers.load_balancer(form.required("LoadBalancerName"))
-        asked = [instance.required("InstanceId") for instance in form.items("Instances.member")]
-        asked = asked or [instance_id for instance_id, _ in found.members]
+        asked = _known(form, found) or [instance_id for instance_id, _ in found.members]
         return {"InstanceStates": [_instance_state(one, found.member(one, found.port)) for one in asked]}
+
+
+def _known(form: Form, found: Balancer) -> list[str]:
+    """The instances that are named: a classic balancer refuses one that it has never had, not one that it had."""
+    asked = [instance.required("InstanceId") for instance in form.items("Instances.member")]
+    for instance_id in asked:
+        if instance_id not in found.known:
+            raise Refusal("InvalidInstance", f"Could not find EC2 instance {instance_id}.")
+    return asked
 
 
 def _targets(form: Form, group: Balancer) -> list[tuple[str, int]]:

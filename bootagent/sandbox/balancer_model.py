@@ -72,6 +72,8 @@ class Balancer:
     listening: bool = True
     target_type: str = "instance"
     members: dict[tuple[str, int], Member] = field(default_factory=dict)
+    #: Every instance that has ever been a member.
+    known: set[str] = field(default_factory=set)
 
     def routes_to(self, instance_id: str, port: int | None = None) -> bool:
         """Whether requests may come to an instance now.

@@ -114,6 +114,7 @@ class Balancers:
         if known is None or known.state == "draining":
             member = Member(instance_id, port, registering=time.monotonic() + REGISTERING_SECONDS)
             balancer.members[instance_id, port] = member
+            balancer.known.add(instance_id)
             self._tell(balancer, member, "initial")
 
     def deregister(self, balancer: Balancer, instance_id: str, port: int) -> None:

@@ -2,7 +2,6 @@
 
 - ``registrations.py``: what this instance has told balancers of itself
 - ``held_address.py``, ``elastic_ip.py``: which elastic IP it was given, and the calls for it
-- ``own_file.py``: how both are kept
 - ``balancers.py``: the calls of both kinds of Elastic Load Balancing
 - ``admission.py``: tell balancers and wait for their verdict; have them let go and wait until they have
 """

@@ -133,7 +133,10 @@ def dismiss(
                 _wait_for_drain(machine, known, one, left, cut(given, wanted), hurried=hurried)
         except AwsError as error:  # it sends nothing more, and nobody knows when the last request is done
             machine.tell(Note(f"cannot see whether {one} has drained; going on", {"error": str(error)}))
-        registrations.remove(machine, known.instance_id, one)
+        try:
+            registrations.remove(machine, known.instance_id, one)
+        except MachineError as error:  # a full disk; the others are to be waited for all the same
+            errors.append(error)
     _raise(errors)
 
 
@@ -143,7 +146,7 @@ def _wait_for_drain(
     patience = Patience(machine, max(left, 0.0), WHOM)
     ask, said = calls(one.kind, patience, known.instance_id, known.region, hurried=hurried), "nothing"
     try:
-        while (verdict := ask.verdict(one)).answer != "absent":
+        while (verdict := ask.verdict(one)).answer not in ("absent", "unused"):
             said = verdict.said
             patience.wait(f"waiting for {one} to drain", {"within": round(max(left, 0.0))})
     except MachineError:
@@ -155,4 +158,6 @@ def _raise(errors: Sequence[BootagentError]) -> None:
     if len(errors) == 1:
         raise errors[0]
     if errors:
-        raise BootagentError("; ".join(str(error) for error in errors))
+        # The cause has what AWS said, for whoever is told of one call.
+        call = next((error for error in errors if isinstance(error, AwsError)), None)
+        raise BootagentError("; ".join(str(error) for error in errors)) from call

@@ -31,16 +31,23 @@ _REMEDIES = {
     "Target.ResponseCodeMismatch": "see which path and which codes the group's health check asks for",
     "Target.Timeout": "see that the instance's security group lets the load balancer in",
     "Target.FailedHealthChecks": "see that the services listen on the group's port, on more than 127.0.0.1",
-    "ELB": "see which port and path the health check asks for, and that the security group lets it in",
+}
+#: The same by words of what a classic one says: its reason codes tell only whose affair it is.
+_CLASSIC_REMEDIES = {
+    "health checks": "see which port and path the health check asks for, and that the security group lets it in",
+    "Availability Zone": "enable this instance's zone, or its subnet, in the load balancer",
 }
 
 _T = TypeVar("_T")
-_Answer = Literal["healthy", "not yet", "draining", "absent"]
+_Answer = Literal["healthy", "not yet", "draining", "unused", "absent"]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a balancer says of this instance: in short, and in its own words."""
+    """What a balancer says of this instance: in short, and in its own words.
+
+    "unused": it is registered, and yet no request can come to it.
+    """
 
     answer: _Answer
     said: str
@@ -146,7 +153,7 @@ class TargetGroups:
             return Verdict("draining", said)
         if reason == "Target.NotRegistered":
             return Verdict("absent", said)
-        return Verdict("not yet", said, _REMEDIES.get(reason))
+        return Verdict("unused" if state == "unused" else "not yet", said, _REMEDIES.get(reason))
 
     def _target(self, registration: Registration) -> TargetDescriptionTypeDef:
         if registration.port is None:
@@ -190,7 +197,11 @@ class LoadBalancers:
         )
 
     def verdict(self, registration: Registration) -> Verdict:
-        """DescribeInstanceHealth. An instance that is being let go is InService until its requests are done."""
+        """DescribeInstanceHealth. An instance that is being let go is InService until its requests are done.
+
+        Then it is OutOfService and said not to be registered; one that never was is InvalidInstance ("Configure
+        connection draining for your Classic Load Balancer").
+        """
         found = _unless(
             {_CLASSIC_ABSENT, _INSTANCE_ABSENT},
             lambda: self._patience.call(
@@ -211,7 +222,10 @@ class LoadBalancers:
             return Verdict("draining", said)
         if _NOT_REGISTERED in description:
             return Verdict("absent", said)
-        return Verdict("healthy", said) if state == "InService" else Verdict("not yet", said, _REMEDIES.get(reason))
+        if state == "InService":
+            return Verdict("healthy", said)
+        remedy = next((remedy for words, remedy in _CLASSIC_REMEDIES.items() if words in description), None)
+        return Verdict("not yet", said, remedy)
 
     @property
     def _instances(self) -> list[InstanceTypeDef]:

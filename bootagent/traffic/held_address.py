@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from bootagent import own_file
 from bootagent.journal import boot_id
 from bootagent.machine import Machine
 from bootagent.services.runscript import hardware_id
-from bootagent.traffic import own_file
 
 PATH = "/var/lib/bootagent/elastic_ip.json"
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from bootagent import own_file
 from bootagent.journal import boot_id
 from bootagent.machine import Machine
 from bootagent.services.runscript import hardware_id
-from bootagent.traffic import own_file
 
 PATH = "/var/lib/bootagent/traffic.json"
 
@@ -98,7 +98,7 @@ def load(machine: Machine, instance_id: str | None) -> Registrations | None:
 def add(machine: Machine, instance_id: str, region: str | None, registration: Registration) -> None:
     """Write down what a balancer is about to be told. Raises MachineError."""
     known = load(machine, instance_id)
-    others = tuple(one for one in (known.all if known else ()) if one.key != registration.key)
+    others = tuple(one for one in (known.all if known else ()) if not _takes_the_place_of(registration, one))
     _save(machine, Registrations(instance_id, region, (*others, registration)))
 
 
@@ -106,6 +106,12 @@ def remove(machine: Machine, instance_id: str, registration: Registration) -> No
     """Write down that a balancer has let this instance go. Raises MachineError."""
     if known := load(machine, instance_id):
         _save(machine, replace(known, all=tuple(one for one in known.all if one.key != registration.key)))
+
+
+def _takes_the_place_of(new: Registration, old: Registration) -> bool:
+    """Whether it is the same one, or of a group made anew: a name is one group's at a time, an ARN for ever."""
+    anew = new.kind == "target group" and new.id != old.id and new.id.rpartition("/")[0] == old.id.rpartition("/")[0]
+    return new.key == old.key or anew
 
 
 def _save(machine: Machine, found: Registrations) -> None:

@@ -361,6 +361,8 @@ def test_a_fallback_that_is_not_there_is_named_beside_the_source(
     assert "NoSuchKey" in said["sentence"] and said["transient"]
     if fallback == AS_TREE:
         assert f"the image has no {BAKED}" in said["sentence"]
+    (failure,) = stage.state()["last_run"]["failures"]
+    assert (failure["code"], failure["iam_action"]) == ("NoSuchKey", "s3:GetObject")
 
 
 def test_a_release_from_before_is_better_than_the_fallback(stage: Stage, web: App, agent: Agent) -> None:

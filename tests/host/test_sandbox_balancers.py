@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from bootagent import aws
 from bootagent.ebs.patience import Patience
 from bootagent.errors import AwsError
 from bootagent.machine import Machine
@@ -146,7 +147,7 @@ def test_a_group_without_a_listener_gives_no_verdict(
     bench.calls.register(told)
     time.sleep(0.5)
     verdict = bench.calls.verdict(told)
-    assert verdict.answer == "not yet" and "Target.NotInUse" in verdict.said and "listener" in str(verdict.remedy)
+    assert verdict.answer == "unused" and "Target.NotInUse" in verdict.said and "listener" in str(verdict.remedy)
     assert not balancers.route("front", cloud.instance.instance_id)
 
 
@@ -156,13 +157,23 @@ def test_a_classic_balancer_is_in_service_until_it_has_drained(
     balancers.add_load_balancer("old", service.port, delay=0.5)
     bench, here = Bench(cloud, machine, "load balancer"), cloud.instance.instance_id
     told = bench.find("old")
-    assert bench.calls.verdict(told).answer == "absent"
+    # One that it has never had it does not know at all.
+    asked = {"LoadBalancerName": "old", "Instances": [{"InstanceId": here}]}
+    client: Any = aws.elb(cloud.region)
+    for ask in (client.describe_instance_health, client.deregister_instances_from_load_balancer):
+        with pytest.raises(Exception, match=r"\(InvalidInstance\).*Could not find EC2 instance"):
+            ask(**asked)
+    assert bench.calls.verdict(told) == Verdict("absent", "not registered")
+    bench.calls.deregister(told)
     bench.calls.register(told)
-    assert bench.calls.verdict(told).said == "OutOfService ELB: Instance registration is still in progress."
+    verdict = bench.calls.verdict(told)
+    assert verdict == Verdict("not yet", "OutOfService ELB: Instance registration is still in progress.")
     bench.until(told, "healthy")
     assert balancers.route("old", here)
     service.status = 404
-    assert "UnhealthyThreshold" in bench.until(told, "not yet").said
+    verdict = bench.until(told, "not yet")
+    assert verdict.said.startswith("OutOfService Instance: ") and "UnhealthyThreshold" in verdict.said
+    assert "path the health check asks for" in str(verdict.remedy)
     assert not balancers.route("old", here)
     service.status = 200
     bench.until(told, "healthy")
@@ -170,7 +181,10 @@ def test_a_classic_balancer_is_in_service_until_it_has_drained(
     verdict = bench.calls.verdict(told)
     assert verdict == Verdict("draining", "InService: Instance deregistration currently in progress.")
     assert not balancers.route("old", here)
-    bench.until(told, "absent")
+    # Then it does know it still.
+    gone = "OutOfService Instance: Instance is not currently registered with the LoadBalancer."
+    assert bench.until(told, "absent").said == gone
+    bench.calls.deregister(told)
 
 
 def test_what_is_not_there_is_refused(cloud: Cloud, balancers: Balancers, machine: Machine) -> None:

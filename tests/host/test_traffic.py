@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ from bootagent.sandbox.balancer_api import SERVICE, LoadBalancing
 from bootagent.sandbox.balancers import Balancers
 from bootagent.sandbox.cloud import Cloud
 from tests.conftest import Agent, agent_argv
-from tests.host.stage import App, Stage
+from tests.host.stage import App, Stage, free_port
 
 #: Answers /slow after a while, and when it is told to end, ends at once and says when that was.
 SLOW_SERVER = """\
@@ -150,6 +151,43 @@ def test_a_node_is_registered_once_it_serves_and_let_go_before_it_stops_serving(
     assert actions(cloud) == []
 
 
+def test_a_group_made_anew_and_what_others_have_registered(
+    cloud: Cloud, stage: Stage, fronted: App, balancers: Balancers, agent: Agent
+) -> None:
+    # A second port of the instance is ours; a third, and another instance, are somebody else's.
+    here, second, third = cloud.instance.instance_id, free_port(), free_port()
+    more = f'{{ group = "front", port = {second} }}'
+    ports = role(fronted).replace("target_groups = [", f"target_groups = [{more}, ")
+    balancers.add_group("others", third)
+    other = cloud.api.ec2(cloud.region).run_instances(ImageId="ami-12345678", MinCount=1, MaxCount=1)["Instances"][0]
+    with balancers.lock:
+        for one in balancers.balancers.values():
+            balancers.register(one, other["InstanceId"], one.port)
+            if not one.classic:
+                balancers.register(one, here, third)
+    stage.configure(patient(fronted), roles=ports)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", second), http.server.SimpleHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        ran = agent("reconfigure")
+        assert ran.code == 0, ran.stderr
+        server.shutdown()
+    assert len(told(stage)) == 3
+    stage.configure(patient(fronted), roles=role(fronted))
+    assert agent("reconfigure").code == 0
+    assert balancers.route("front", here, fronted.port) and not balancers.route("front", here, second)
+
+    balancers.remove("front")
+    fresh = balancers.add_group("front", 80)
+    ran = agent("reconfigure")
+    assert ran.code == 0, ran.stderr
+    assert balancers.route("front", here, fronted.port) and sorted(told(stage)) == [fresh, "old"]
+
+    assert agent("stop").code == 0
+    assert told(stage) == [] and balancers.state("front", here) == "gone"
+    found = {(one.name, who) for one in balancers.balancers.values() for who, _ in one.members}
+    assert found == {("old", other["InstanceId"]), ("others", other["InstanceId"]), ("others", here)}
+
+
 def test_a_balancer_that_never_finds_the_node_healthy_fails_the_run_and_not_the_release(
     cloud: Cloud, stage: Stage, fronted: App, balancers: Balancers, agent: Agent
 ) -> None:
@@ -179,6 +217,16 @@ def test_what_aws_refuses_is_told_and_what_it_delays_is_waited_for(
     assert ran.code == 0, ran.stderr
     assert "waiting for Elastic Load Balancing to answer" in ran.stderr
     assert balancers.route("front", cloud.instance.instance_id)
+
+    # When several refuse, each is told, and what AWS said of the first is kept.
+    stage.configure(patient(fronted), roles=role(fronted).replace('"front"', '"frond"').replace('"old"', '"odl"'))
+    ran = agent("reconfigure")
+    assert ran.code == 1 and "TargetGroupNotFound" in ran.stderr and "LoadBalancerNotFound" in ran.stderr
+    (failure,) = stage.state()["last_run"]["failures"]
+    assert (failure["code"], failure["iam_action"]) == (
+        "TargetGroupNotFound",
+        "elasticloadbalancing:DescribeTargetGroups",
+    )
 
     stage.configure(patient(fronted), roles=role(fronted).replace('"front"', '"frond"'))
     ran = agent("reconfigure")
