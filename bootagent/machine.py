@@ -87,6 +87,16 @@ class Machine:
         self.root = root.absolute()
         self.tell = listener
 
+    def heard_by(self, hear: Callable[[Note], None]) -> Machine:
+        """The same machine, whose notes go to ``hear`` as well."""
+
+        def tell(event: Transfer | Note) -> None:
+            if isinstance(event, Note):
+                hear(event)
+            self.tell(event)
+
+        return Machine(self.root, tell)
+
     def real(self, path: str) -> Path:
         """The real path of a logical absolute one.
 

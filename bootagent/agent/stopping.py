@@ -10,7 +10,7 @@ from bootagent.agent.request import Ending, Outcome, worst
 from bootagent.agent.work import Work
 from bootagent.deadline import NO_HURRY, Deadline
 from bootagent.errors import EXIT_DONE, EXIT_FAILED, BootagentError, ConfigError
-from bootagent.machine import Machine, Note, Transfer
+from bootagent.machine import Note
 from bootagent.plan import Lane, Phase, Plan
 from bootagent.survey import around_a_stop, load_document, services_to_stop, side_by_side, traffic_told
 
@@ -35,7 +35,7 @@ def take_down(work: Work, made: Plan) -> Outcome:
     """Carry out a stop: whatever one step could not do, every other has its turn."""
     errors: dict[str, list[BootagentError]] = {lane.app: [] for lane in made.lanes}
     notes: list[Note] = []
-    work.machine = _hearing(work.machine, notes)
+    work.machine = work.machine.heard_by(notes.append)
     for phase in plan.STOPPING:
         for turn in reversed(plan.in_turns(made.lanes)) if phase == "stop" else [made.lanes]:
             found = side_by_side(lambda lane, phase=phase: _errors(work, lane, phase), turn)
@@ -88,15 +88,3 @@ def _ending(lane: Lane, errors: Sequence[BootagentError], extent: plan.Extent, n
         return Ending(EXIT_DONE, f"it is as before its first boot; removed {', '.join(removed)}")
     said = {"shutdown": "nothing is mounted", "stop": "it is as before the boot", "reset": "as before its first boot"}
     return Ending(EXIT_DONE, said[extent])
-
-
-def _hearing(machine: Machine, notes: list[Note]) -> Machine:
-    """The same machine; what steps tell in notes is added to ``notes``."""
-    listener = machine.tell
-
-    def hear(event: Transfer | Note) -> None:
-        if isinstance(event, Note):
-            notes.append(event)
-        listener(event)
-
-    return Machine(machine.root, hear)

@@ -41,7 +41,7 @@ def run(request: Request, machine: Machine, hearer: Hearer) -> Outcome:
     with Lock(machine, request.command, request.lock_wait, wait, force=request.force) as lock:
         phases = telling.Phases(hearer)
         journal = Journal(machine, phases, only_changes=request.command == "watch")
-        machine = _noting(machine, journal)
+        machine = machine.heard_by(lambda note: journal.record("note", step=note.label, **note.details))
         started = timestamp()
         journal.record(
             "run-begin", command=request.command, version=__version__, boot_id=boot_id(), uptime=round(uptime(), 2)
@@ -105,18 +105,6 @@ def _recorded(work: Work, made: Plan) -> Plan:
         about = {"intent": lane.intent, "release": lane.release, "revision": lane.label, "reason": lane.reason}
         work.journal.record("lane", app=lane.app, **about)
     return made
-
-
-def _noting(machine: Machine, journal: Journal) -> Machine:
-    """The same machine, whose notes go to the journal too."""
-    listener = machine.tell
-
-    def tell(event: object) -> None:
-        if isinstance(event, Note):
-            journal.record("note", step=event.label, **event.details)
-        listener(event)  # type: ignore[arg-type]
-
-    return Machine(machine.root, tell)
 
 
 # --- its end -------------------------------------------------------------------------------------------------
