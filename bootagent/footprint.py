@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import stat
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
-from bootagent import beneath
+from bootagent import beneath, own_file
 from bootagent.errors import BootagentError, MachineError
 from bootagent.machine import Machine
 
 PATH = "/var/lib/bootagent/footprint.json"
-VERSION = 1
 
 #: When it is to be as before: at each stop by hand, or only when all that was made for the apps goes.
 Until = Literal["stop", "reset"]
@@ -215,22 +213,18 @@ def _tidy(path: str) -> str:
     return "/" + "/".join(part for part in path.split("/") if part)
 
 
+@dataclass(frozen=True)
+class _Noted:
+    paths: dict[str, Before]
+
+
 def _load(machine: Machine) -> dict[str, Before]:
-    path = machine.real(PATH)
-    try:
-        found = json.loads(path.read_bytes())
-        if found["version"] != VERSION:
-            raise ValueError(found["version"])
-        return {name: Before(**one) for name, one in found["paths"].items()}
-    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
+    def parse(found: Any) -> _Noted:
+        return _Noted({name: Before(**one) for name, one in found["paths"].items()})
+
+    noted = own_file.load(machine, PATH, parse)
+    return noted.paths if noted else {}
 
 
 def _save(machine: Machine, known: dict[str, Before]) -> None:
-    path = machine.real(PATH)
-    content = json.dumps({"version": VERSION, "paths": {name: asdict(one) for name, one in known.items()}}, indent=1)
-    try:
-        machine.make_directory(path.parent, mode=0o700)
-        machine.write(path, content.encode() + b"\n", mode=0o600)
-    except OSError as error:
-        raise MachineError(f"cannot write {PATH}: {error.strerror}") from None
+    own_file.save(machine, PATH, _Noted(known))

@@ -5,17 +5,16 @@ It tells what runs, not what the configuration says by now.
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
+from bootagent import own_file
 from bootagent.environment.directories import Tree
 from bootagent.errors import MachineError
 from bootagent.hooks import Given
 from bootagent.machine import Machine
 
 PATH = "/var/lib/bootagent/leaving.json"
-VERSION = 1
 #: Which hooks have been run since the services went down; gone with the boot.
 MARKERS = "/run/bootagent/hooks"
 
@@ -45,27 +44,21 @@ class Leaving:
 def load(machine: Machine) -> Leaving | None:
     """What was noted last; None when nothing was, or it cannot be read."""
     try:
-        return _from_json(json.loads(machine.real(PATH).read_bytes()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return own_file.load(machine, PATH, _from_json)
+    except MachineError:
         return None
 
 
 def save(machine: Machine, leaving: Leaving) -> None:
     """Note it, and that no hook has been run for it yet. Raises MachineError."""
-    path = machine.real(PATH)
-    content = json.dumps({"version": VERSION, **asdict(leaving)}, indent=1).encode() + b"\n"
     try:
         machine.remove_tree(machine.real(MARKERS))
-        if not path.exists() or path.read_bytes() != content:
-            machine.make_directory(path.parent, mode=0o700)
-            machine.write(path, content, mode=0o600)
     except OSError as error:
-        raise MachineError(f"cannot write {PATH}: {error.strerror}") from None
+        raise MachineError(f"cannot remove {MARKERS}: {error.strerror}") from None
+    own_file.save(machine, PATH, leaving)
 
 
 def _from_json(found: Any) -> Leaving:
-    if found["version"] != VERSION:
-        raise ValueError(found["version"])
     return Leaving(found["service_dir"], tuple(_hook(one) for one in found["hooks"]))
 
 

@@ -6,17 +6,16 @@ the truth; a record that is lost costs a look at EC2, never a volume.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from bootagent.errors import BootagentError, MachineError
-from bootagent.machine import Machine, sync_directory
+from bootagent import own_file
+from bootagent.errors import BootagentError
+from bootagent.machine import Machine
 
 DIRECTORY = "/var/lib/bootagent/volumes"
-VERSION = 1
 #: How many of those that are no more are remembered.
 MOST_BURIED = 20
 
@@ -54,38 +53,18 @@ def load(machine: Machine, name: str, instance_id: str | None = None) -> Record 
     With ``instance_id``, one of another instance does not count: an image of a running instance brings it along.
     Raises BootagentError for a name that is none.
     """
-    path = machine.real(_logical(name))
-    try:
-        found = _from_json(json.loads(path.read_bytes()))
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        path.replace(path.with_name(f"{path.name}.damaged"))
-        return None
-    return found if instance_id in (None, found.instance_id) and found.name == name else None
+    found = own_file.load(machine, _logical(name), _from_json)
+    return found if found and instance_id in (None, found.instance_id) and found.name == name else None
 
 
 def save(machine: Machine, record: Record) -> None:
     """Write a record atomically and durably; only root may read it. Raises MachineError."""
-    path = machine.real(_logical(record.name))
-    content = json.dumps({"version": VERSION, **asdict(record)}, indent=1).encode() + b"\n"
-    try:
-        machine.make_directory(path.parent.parent, mode=0o700)
-        machine.make_directory(path.parent, mode=0o700)
-        machine.write(path, content, mode=0o600)
-    except OSError as error:
-        raise MachineError(f"cannot write {_logical(record.name)}: {error.strerror}") from None
+    own_file.save(machine, _logical(record.name), record)
 
 
 def forget(machine: Machine, name: str) -> None:
     """Remove a record, if it is there, durably. Raises MachineError."""
-    path = machine.real(_logical(name))
-    try:
-        path.unlink(missing_ok=True)
-        if path.parent.is_dir():
-            sync_directory(path.parent)
-    except OSError as error:
-        raise MachineError(f"cannot remove {_logical(name)}: {error.strerror}") from None
+    own_file.forget(machine, _logical(name))
 
 
 def all(machine: Machine, instance_id: str | None = None) -> tuple[Record, ...]:
@@ -123,8 +102,6 @@ def _logical(name: str) -> str:
 
 
 def _from_json(found: Any) -> Record:
-    if found.pop("version") != VERSION:
-        raise ValueError("of another version")
     record = Record(**{**found, "mountpoints": tuple(found["mountpoints"])})
     if not isinstance(record.name, str) or not isinstance(record.instance_id, str):
         raise TypeError("name and instance_id are text")

@@ -6,16 +6,14 @@ releases proved good or bad, and what a killed run was in the middle of.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from bootagent.errors import MachineError
+from bootagent import own_file
 from bootagent.machine import Machine
 
 PATH = "/var/lib/bootagent/state.json"
-VERSION = 1
 
 ReleaseState = Literal["staged", "active", "good", "bad"]
 
@@ -192,31 +190,16 @@ class State:
 
 
 def load(machine: Machine) -> State:
-    """Read the state. A damaged file is set aside as ``state.json.damaged``: the disk tells the rest."""
-    path = machine.real(PATH)
-    try:
-        return _from_json(json.loads(path.read_bytes()))
-    except FileNotFoundError:
-        return State()
-    except (ValueError, KeyError, TypeError, AttributeError):
-        path.replace(path.with_name(f"{path.name}.damaged"))
-        return State()
+    """Read the state. A damaged file is set aside: the disk tells the rest. Raises MachineError."""
+    return own_file.load(machine, PATH, _from_json) or State()
 
 
 def save(machine: Machine, state: State) -> None:
     """Write the state atomically and durably; only root may read it. Raises MachineError."""
-    path = machine.real(PATH)
-    machine.make_directory(path.parent, mode=0o700)
-    content = json.dumps({"version": VERSION, **asdict(state)}, indent=1).encode() + b"\n"
-    try:
-        machine.write(path, content, mode=0o600)
-    except OSError as error:
-        raise MachineError(f"cannot write {PATH}: {error.strerror}") from None
+    own_file.save(machine, PATH, state)
 
 
 def _from_json(found: Any) -> State:
-    if found["version"] != VERSION:
-        raise ValueError(found["version"])
     return State(
         instance_id=found["instance_id"],
         apps={name: _app(app) for name, app in found["apps"].items()},

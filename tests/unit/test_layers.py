@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parents[2] / "bootagent"
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"deadline", "errors", "turns"}),
     frozenset({"machine", "aws", "pointer", "user_data"}),
-    frozenset({"imds", "beneath", "boottime", "journal", "processes", "pull", "shutdown"}),
+    frozenset({"imds", "beneath", "boottime", "journal", "own_file", "processes", "pull", "shutdown"}),
     frozenset({"footprint", "services"}),
     frozenset({"records", "disks", "mounts", "fstab", "git_repository"}),
     frozenset({"ebs", "environment", "nfs"}),
