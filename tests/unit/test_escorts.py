@@ -38,7 +38,7 @@ class Scene:
 
     def until(self, condition: Callable[[], object]) -> None:
         """Do as the daemon's loop does."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not condition():
             assert time.monotonic() < deadline, "it did not come true"
             self.escorts.reap()
