@@ -59,6 +59,7 @@ def load(machine: Machine, name: str, instance_id: str | None = None) -> Record 
 
 def save(machine: Machine, record: Record) -> None:
     """Write a record atomically and durably; only root may read it. Raises MachineError."""
+    machine.make_directory(machine.real(DIRECTORY).parent, mode=0o700)
     own_file.save(machine, _logical(record.name), record)
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,7 +15,8 @@ from bootagent.sandbox.cloud import Cloud
 from bootagent.sandbox.disks import Disks
 from bootagent.sandbox.loop_host import LoopHost
 from bootagent.services import runit
-from tests.conftest import TAGS, Agent, agent_argv
+from tests.conftest import TAGS, Agent
+from tests.host.killing import killed_at
 from tests.host.stage import SERVER, App, Stage, Tree
 
 pytest_plugins = ("tests.host.disks",)
@@ -283,36 +283,6 @@ def test_an_image_of_the_instance_takes_none_of_its_volumes(
         assert attached.pop(old) == stage.cloud.instance.instance_id
         assert list(attached.values()) == [cloud.instance.instance_id]
         assert agent("stop", env=cloud.environment()).code == 0
-
-
-#: Runs the command line, and kills itself (SIGKILL) at the Nth thing it is about to do: a record in the journal, a
-#: program, a file, a call of EC2.
-DRIVER = """
-import os, signal, sys
-from bootagent import cli, journal, machine
-from bootagent.ebs import patience
-left = int(sys.argv.pop(1))
-def counted(owner, name):
-    real = getattr(owner, name)
-    def count(self, *words, **fields):
-        global left
-        left -= 1
-        if left < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return real(self, *words, **fields)
-    setattr(owner, name, count)
-counted(journal.Journal, "record")
-counted(machine.Machine, "run")
-counted(machine.Machine, "write")
-counted(patience.Patience, "call")
-sys.exit(cli.main())
-"""
-
-
-def killed_at(cloud: Cloud, root: Path, number: int, command: str = "reconfigure") -> bool:
-    argv = [sys.executable, "-c", DRIVER, str(number), *agent_argv(root, command)[3:]]
-    done = subprocess.run(argv, env=cloud.process_environment(), capture_output=True, check=False, timeout=120)
-    return done.returncode == -signal.SIGKILL
 
 
 @pytest.mark.timeout(900)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import signal
 import stat
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +14,8 @@ from typing import NamedTuple
 import pytest
 
 from bootagent.sandbox.disks import Disks
-from tests.conftest import Agent, agent_argv, processes_of
+from tests.conftest import Agent, processes_of
+from tests.host.killing import killed_at
 from tests.host.stage import App, Stage
 
 pytest_plugins = ("tests.host.disks",)
@@ -278,28 +277,6 @@ def test_what_services_leave_behind_is_ended(stage: Stage, agent: Agent, machine
     assert look(machine_root).processes == before
 
 
-#: Runs the command line, and kills itself (SIGKILL) at the Nth thing it is about to do.
-DRIVER = """
-import os, signal, sys
-from bootagent import cli, journal, machine
-left = int(sys.argv.pop(1))
-def counted(owner, name):
-    real = getattr(owner, name)
-    def count(self, *words, **fields):
-        global left
-        left -= 1
-        if left < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return real(self, *words, **fields)
-    setattr(owner, name, count)
-counted(journal.Journal, "record")
-counted(machine.Machine, "run")
-counted(machine.Machine, "write")
-counted(machine.Machine, "delete")
-sys.exit(cli.main())
-"""
-
-
 @root_only
 @pytest.mark.timeout(600)
 def test_killed_anywhere_the_next_stop_finishes(disks: Disks, stage: Stage, agent: Agent, machine_root: Path) -> None:
@@ -311,13 +288,11 @@ def test_killed_anywhere_the_next_stop_finishes(disks: Disks, stage: Stage, agen
     kills, step = 1, 4
     while True:
         assert agent("reconfigure").code == 0
-        argv = [sys.executable, "-c", DRIVER, str(kills), *agent_argv(machine_root, "stop")[3:]]
-        env = stage.cloud.process_environment()
-        code = subprocess.run(argv, env=env, capture_output=True, check=False, timeout=120).returncode
+        killed = killed_at(stage.cloud, machine_root, kills, "stop")
         ran = agent("stop")
         assert ran.code == 0, f"after a kill at {kills}: {ran.stderr}"
         assert look(machine_root) == before, f"after a kill at {kills}"
-        if code != -signal.SIGKILL:
+        if not killed:
             break
         kills += step
         assert kills < 120

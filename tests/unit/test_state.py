@@ -10,7 +10,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from bootagent import state
+from bootagent import own_file, state
 from bootagent.machine import Machine
 from bootagent.state import AppState, Failure, LastRun, Pending, ReleaseRecord, State, Told
 
@@ -100,7 +100,7 @@ def test_only_we_may_read_it_and_nothing_else_is_left_beside_it(tmp_path: Path) 
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.parent.stat().st_mode & 0o777 == 0o700
     assert [entry.name for entry in path.parent.iterdir()] == ["state.json"]
-    assert json.loads(path.read_text())["version"] == state.VERSION
+    assert json.loads(path.read_text())["version"] == own_file.VERSION
 
 
 @pytest.mark.parametrize(
