@@ -144,7 +144,7 @@ def _environment(machine: Machine, app: App, region: str | None, deadline: float
     return {"environment": commit, "environment_present": present}
 
 
-def look_back(machine: Machine, app: App, known: State, region: str | None = None) -> Known:
+def look_back(machine: Machine, app: App, known: State, region: str | None) -> Known:
     """What the disk and the state say of an app that is to go back; its source is not asked, only its environment's."""
     layout = Layout() if app.in_place else release.observe(machine, app.deploy_to)
     found = Known(layout, BootagentError("not looked at"), known.app(app.name, app.deploy_to))

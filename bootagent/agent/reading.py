@@ -167,7 +167,7 @@ def _back(work: Work, config: Config, instance: Instance) -> Plan:
         raise UsageError("the services were stopped", remedy="bootagent reconfigure starts them; then roll back")
     if not plan.going_back.can_go_back(app):
         raise UsageError(f"the releases of {app.name} are not this machine's: go back at {app.source}")
-    known = look_back(work.machine, app, work.memory.state)
+    known = look_back(work.machine, app, work.memory.state, instance.region)
     target = work.request.rollback_to or plan.going_back.previous(app, known.layout, known.state)
     if target is None:
         raise UsageError(f"{app.name} has no earlier release to roll back to")
