@@ -71,7 +71,7 @@ def _take_turn(work: Work, phase: Phase, turn: Sequence[Lane], endings: dict[str
     failures = side_by_side(lambda lane: _held_up(lane, phase, endings) or work.run_phase(lane, phase), turn)
     for lane, error in zip(turn, failures, strict=True):
         if error:
-            failure = telling.failure_of(error, lane.app)
+            failure = telling.failure_of(error, lane.app, phase)
             endings[lane.app] = replace(_fall_back(work, lane, phase, error), failure=failure)
 
 
@@ -186,7 +186,8 @@ def _seen_to_last(work: Work, outcome: Outcome) -> Outcome:
             said = (*outcome.problems, problem)
             failures = (*outcome.failures, Failure(problem, phase="serve"))
             return replace(outcome, exit_code=EXIT_FAILED, problems=said, transient=True, failures=failures)
-        work.readiness = "sustained"
+        if readiness.is_launching(work.machine):  # nobody cut it short
+            work.readiness = "sustained"
     return outcome
 
 

@@ -34,7 +34,7 @@ class Request:
     lock_wait: float = 0.0
     retry: bool = False
     force: bool = False
-    reason: str = "somebody asked"
+    reason: str = "asked by bootagent stop"
     extent: Extent = "stop"
     rollback_to: str | None = None
     app: str | None = None

@@ -57,7 +57,9 @@ def run(request: Request, machine: Machine, hearer: Hearer) -> Outcome:
             work.memory.finish(None if refused else replace(last, phases=phases.seconds()))
         except BootagentError as error:  # on a full disk, too, the exit code is to be the truth
             outcome = replace(outcome, problems=(*outcome.problems, str(error)))
-        if not refused:
+        if quiet:
+            telling.looked(machine, work.memory.state)
+        elif not refused:
             _tell(work)
         journal.record(
             "run-end",

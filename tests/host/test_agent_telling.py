@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,15 @@ def test_everybody_is_told_of_a_good_run_a_failed_one_and_a_stop(
     cloud.api.forget_calls()
     assert agent("reconfigure").code == 0
     assert tagged(cloud) == 0, "nothing has changed"
+    found = metrics(stage.root)
+
+    path = stage.root / "var/lib/node/bootagent.prom"
+    os.utime(path, (0, 0))
+    began = time.time()
+    assert agent("run", "--once", "--because", "watch").code == 0
+    assert path.stat().st_mtime > 0
+    assert metrics(stage.root)["last_look_timestamp_seconds"] > began - 1
+    assert metrics(stage.root)["last_run_timestamp_seconds"] == found["last_run_timestamp_seconds"]
 
     web.publish("two", {**web.tree("two"), "server.py": BROKEN})
     ran = agent("reconfigure")
