@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import itertools
 import json
-import os
 import socket
 import subprocess
 import tarfile
 import time
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,17 +39,25 @@ http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler)
 Tree = Mapping[str, str | bytes]
 
 
-#: Below those the kernel gives to whoever asks for any, so that no client or other server takes one before its service
-#: does; each test process has its own.
-_PORTS = itertools.cycle(
-    range(start := 20000 + 400 * int("0" + os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")), start + 400)
-)
+_OWN = socket.socket(socket.AF_UNIX)
+
+
+@functools.cache
+def _ports() -> Iterator[int]:
+    """Below those the kernel gives to whoever asks for any, so that no client or other server takes one before its
+    service does. Each test process has its own: they are whose who holds a name, which goes with the process.
+    """
+    for start in range(20000, 32000, 400):
+        with contextlib.suppress(OSError):
+            _OWN.bind(f"\0bootagent tests at {start}")
+            return itertools.cycle(range(start, start + 400))
+    raise RuntimeError("too many tests run at once: no ports are left")
 
 
 def free_port() -> int:
     """A port of this machine that nobody listens on, and nobody else will be given soon."""
     while True:
-        port = next(_PORTS)
+        port = next(_ports())
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
