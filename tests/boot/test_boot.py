@@ -83,11 +83,15 @@ def test_first_boot_new_releases_and_a_reboot_without_s3(
 ) -> None:
     scene.publish("one")
     record_property(FIGURE, f"the image: made in {systemd_image.seconds:.0f} s, or kept from before")
-    with scene.machine(systemd_image) as vm:
-        # The first boot, by tags alone.
+    vm = scene.machine(systemd_image)
+    vm.kernel_words = ("systemd.journald.forward_to_console=0",)
+    with vm:
+        # The first boot, by tags alone. The console gets its end, in one line.
         first = wait_for_version(vm, "one")
         assert first.environment == "staging"
         assert status(vm)["exit_code"] == 0
+        (told,) = [line for line in vm.console_text().splitlines() if "bootagent" in line]
+        assert told.startswith(f"bootagent: done, web: now runs release {current(vm)}")
         assert vm.check("systemctl", "is-system-running", "--wait").strip() == "running"
         story = f"done: web: now runs release {current(vm)}"
         until(lambda: systemd_says(vm, "StatusText")["StatusText"].startswith(story), "one line that tells the story")

@@ -95,6 +95,7 @@ def test_role_with_volumes_and_the_instance_that_replaces_it(
         # Of the two data volumes, the one that was attached first arrives last.
         disks.faults.reversed_arrivals = 1
         with vm:
+            until(lambda: vm.run("systemctl", "is-active", "bootagent").out == "active\n", "all is up")
             before = traces(vm)
             scene.cloud.set_tag("Role", "shop")
             wait_for_version(vm, "one", "shop")
@@ -167,8 +168,9 @@ def traces(vm: Vm) -> dict[str, list[str]]:
     kernel, passing = {"0", "2"}, {"(udev-worker)", "ps"}
     files = vm.check("find", "/etc", "/srv", "-xdev", "-printf", "%p %y %m %u:%g %l\n")
     return {
+        # Each once: there are as many of the agent's own as it has to do.
         "processes": sorted(
-            f"{user} {what}" for parent, user, what in running if parent not in kernel and what not in passing
+            {f"{user} {what}" for parent, user, what in running if parent not in kernel and what not in passing}
         ),
         "mounts": sorted(vm.check("cat", "/proc/self/mounts").splitlines()),
         "fstab": vm.check("cat", "/etc/fstab").splitlines(),

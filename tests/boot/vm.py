@@ -137,6 +137,8 @@ class Vm:
             "nolapic_timer tsc=unstable",
             "root=/dev/nvme0n1 rw rootwait console=ttyS0 loglevel=5 net.ifnames=0 mitigations=off",
             "systemd.show_status=auto module_blacklist=kvm,kvm_amd,powernow_k8",
+            # For whoever waits for it, and for people, when a test fails.
+            "systemd.journald.forward_to_console=1",
             f"testbed.s3=http://10.0.2.2:{self.s3}",
             *self.kernel_words,
             *kernel_words,
