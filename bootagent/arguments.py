@@ -63,7 +63,7 @@ def parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> argpa
     how_far.add_argument(
         "--reset", action="store_true", help="remove the releases it made, too: as before the first boot; never data"
     )
-    added.add_argument("--reason", default="somebody asked", metavar="TEXT", help="why, for history and status")
+    added.add_argument("--reason", default="asked by bootagent stop", metavar="TEXT", help="why, for history and status")
     added.add_argument(
         "--within",
         type=_seconds,

@@ -84,6 +84,10 @@ class MachineError(BootagentError):
     """The machine, or what it was told, not the release: a full disk, no supervisor. It is worth another try."""
 
 
+class UnfitError(MachineError):
+    """The machine is not made for what it was told, and no other try in this boot changes that: no cgroup version 2."""
+
+
 class ServiceError(BootagentError):
     """A service did not start, stay up or pass its check. ``tail`` holds the end of its log."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,8 @@ def run(
     argv = ["setpriv", "--pdeathsig", "KILL", "--", _program(machine, command[0], release), *command[1:]]
     found = {**given.plain, **{name: value.reveal() for name, value in given.hidden.items()}, **env}
     try:
-        printed = machine.run(argv, timeout=within, identity=identity, cwd=release, env=found).stdout
+        shown = shlex.join(command)
+        printed = machine.run(argv, timeout=within, identity=identity, cwd=release, env=found, shown=shown).stdout
     except CommandError as error:
         error.tail = _redacted(error.tail, hidden)
         raise

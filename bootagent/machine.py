@@ -142,15 +142,16 @@ class Machine:
         cwd: Path | None = None,
         env: Mapping[str, str | None] | None = None,
         check: bool = True,
+        shown: str | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run a program with a minimal environment plus ``env``, no standard input, the end of its output kept.
 
-        ``env`` is as :meth:`start` has it.
+        ``env`` is as :meth:`start` has it. ``shown`` is what errors call the program; None: its command line.
 
         The program's whole process group is killed when it ends, and after ``timeout`` seconds.
         Raises CommandError when it cannot be started, fails (with ``check``) or is late.
         """
-        shown = shlex.join(str(word) for word in argv)
+        shown = shown or shlex.join(str(word) for word in argv)
         with tempfile.TemporaryFile() as output:
             process = self.start(
                 argv, stdout=output, stderr=subprocess.STDOUT, identity=identity, cwd=cwd, env=env, own_group=True

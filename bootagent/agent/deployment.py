@@ -16,6 +16,7 @@ from bootagent.errors import (
     BundleError,
     MachineError,
     StepError,
+    UnfitError,
 )
 from bootagent.machine import Note
 from bootagent.plan import DEPLOYING, Lane, Phase, Plan
@@ -107,13 +108,13 @@ def _fall_back(work: Work, lane: Lane, phase: Phase, error: BootagentError) -> E
     tail = telling.failure_of(error).tail
     if lane.intent == "retire":
         return Ending(EXIT_FAILED, str(error), tail, transient=True)
-    cause = error.cause if isinstance(error, StepError) else error
+    cause = _cause(error)
     blamed = phase != "stage" and not isinstance(cause, MachineError)
     if blamed:
         work.memory.bad(lane, work.app(lane), str(error))
-    # What was published wrong stays wrong; what a hook could not do, it may be able to do later.
-    # And where the source did not answer, it may answer yet.
-    transient = lane.unread or (not blamed and not isinstance(cause, BundleError))
+    # What was published wrong stays wrong, and so does a machine that was made otherwise; what a hook could not do, it
+    # may be able to do later. And where the source did not answer, it may answer yet.
+    transient = lane.unread or (not blamed and not isinstance(cause, BundleError | UnfitError))
     fallback = lane.fallback or (lane.release if lane.intent in ("keep", "hotfix") and phase == "stage" else None)
     if fallback is None or work.pooled:
         serving = phase != "serve" and work.something_serves()  # such as what another source brought
@@ -132,10 +133,14 @@ def _put_back(work: Work, lane: Lane, phase: Phase, error: BootagentError, fallb
             if phase == "stage" and work.something_serves():  # nothing was switched, nor stopped
                 return Ending(EXIT_DEGRADED, f"{error}; what ran still serves", tail, transient=transient)
             sentence = f"{error}; and release {fallback} could not be put back: {again}"
-            return Ending(EXIT_FAILED, sentence, tail, transient=True)
+            return Ending(EXIT_FAILED, sentence, tail, transient=transient or not isinstance(_cause(again), UnfitError))
     work.serving[lane.app] = back.steps.get("serve", ())
     kept = "still serves" if phase == "stage" else "was put back and serves"
     return Ending(EXIT_DEGRADED, f"{error}; release {fallback} {kept}", tail, transient=transient)
+
+
+def _cause(error: BootagentError) -> BootagentError:
+    return error.cause if isinstance(error, StepError) else error
 
 
 def _retire(work: Work, going: Sequence[Lane], endings: dict[str, Ending]) -> None:

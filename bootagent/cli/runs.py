@@ -110,7 +110,7 @@ def _agent(options: argparse.Namespace, command: str, **more: Any) -> int:
         lock_wait=options.lock_wait,
         retry=getattr(options, "retry", False),
         force=getattr(options, "force", False),
-        reason=getattr(options, "reason", "somebody asked"),
+        reason=getattr(options, "reason", agent.Request.reason),
         **more,
     )
     signal.signal(signal.SIGTERM, _end_at_once)

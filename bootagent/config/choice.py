@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bootagent.config.document import Document
-from bootagent.config.schema import suggestion
+from bootagent.config.schema import choices
 from bootagent.errors import ConfigError
 
 Table = dict[str, Any]
@@ -70,7 +70,7 @@ def choose(document: Document, tags: Mapping[str, str]) -> Choice:
     role = tags.get(role_key, "")
     if role not in roles and (role or "apps" not in mode_table):
         said = f"no role {role!r} (tag {role_key})" if role else f"no role: the instance has no tag {role_key}"
-        raise ConfigError([document.problem(("roles",), said + suggestion(role, roles))])
+        raise ConfigError([document.problem(("roles",), said + choices(role, roles))])
     role_table = roles.get(role)
     apps = _names(document, mode_table["apps"] if "apps" in mode_table else role_table["apps"])
     only: list[str] | None = None
@@ -94,8 +94,9 @@ def _mode(document: Document, tags: Mapping[str, str]) -> tuple[str | None, Tabl
         return None, {}
     name = tags.get(_mode_key(document), "")
     if name not in modes:
-        said = f"no mode {name!r} (tag {_mode_key(document)}){suggestion(name, modes)}"
-        raise ConfigError([document.problem(("modes",), said)])
+        key = _mode_key(document)
+        said = f"no mode {name!r} (tag {key})" if name else f"no mode: the instance has no tag {key}"
+        raise ConfigError([document.problem(("modes",), said + choices(name, modes))])
     return name, modes[name]
 
 
@@ -104,8 +105,9 @@ def _narrowed(
 ) -> list[str]:
     """The services that the tag ``key`` names; ``allowed`` are the role's, None: all there are."""
     where = ("modes", mode, "narrowed_by")
+    known = _known(document, apps) if allowed is None else list(allowed)
     if not words:
-        raise ConfigError([document.problem(where, f"tag {key} names no service")])
+        raise ConfigError([document.problem(where, f"tag {key} names no service{choices('', known)}")])
     found: list[str] = []
     for word in words:
         owners = _owners(document, word, apps)
@@ -117,8 +119,7 @@ def _narrowed(
             raise ConfigError([document.problem(where, said)])
         if not named:
             said = f"tag {key} names {word!r}, which is no service or app of this mode"
-            known = _known(document, apps) if allowed is None else list(allowed)
-            raise ConfigError([document.problem(where, said + suggestion(word, known))])
+            raise ConfigError([document.problem(where, said + choices(word, known))])
         found += named
     return list(dict.fromkeys(found))
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-from bootagent.config.schema import Found, suggestion
+from bootagent.config.schema import Found, choices
 from bootagent.config.services import in_full
 
 Table = dict[str, Any]
@@ -18,7 +18,7 @@ def check_modes(modes: Table, apps: Table) -> Iterator[Found]:
         chosen = mode.get("apps", [])
         for index, app in enumerate(chosen if isinstance(chosen, list) else []):
             if app not in apps:
-                yield ("modes", name, "apps", f"[{index}]"), f"{app!r} is no app{suggestion(app, apps)}"
+                yield ("modes", name, "apps", f"[{index}]"), f"{app!r} is no app{choices(app, apps)}"
             elif app in chosen[:index]:
                 yield ("modes", name, "apps", f"[{index}]"), f"{app!r} is named twice"
 
@@ -28,13 +28,13 @@ def check_after(apps: Table) -> Iterator[Found]:
     for name, app in apps.items():
         for index, other in enumerate(app["after"]):
             if other not in apps:
-                yield ("apps", name, "after", f"[{index}]"), f"{other!r} is no app{suggestion(other, apps)}"
+                yield ("apps", name, "after", f"[{index}]"), f"{other!r} is no app{choices(other, apps)}"
         for service, table in app["services"].items():
             for index, other in enumerate(table["after"]):
                 owner = in_full(name, other).partition(".")[0]
                 if owner not in apps:
                     where = ("apps", name, "services", service, "after", f"[{index}]")
-                    yield where, f"{owner!r} is no app{suggestion(owner, apps)}"
+                    yield where, f"{owner!r} is no app{choices(owner, apps)}"
     for name, app in apps.items():
         own = {in_full(name, service): _own_after(name, table) for service, table in app["services"].items()}
         if circle := _circle(own):

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from bootagent.config import coordinates, order, storage
 from bootagent.config.quantities import seconds
-from bootagent.config.schema import Found, suggestion
+from bootagent.config.schema import Found, choices
 from bootagent.config.storage import place
 
 Table = dict[str, Any]
@@ -86,7 +86,7 @@ def _check_role(role: Table, apps: Table) -> Iterator[Found]:
     chosen = list(apps) if role["apps"] == "*" else role["apps"]
     for index, app in enumerate(chosen):
         if app not in apps:
-            yield ("apps", f"[{index}]"), f"{app!r} is no app{suggestion(app, apps)}"
+            yield ("apps", f"[{index}]"), f"{app!r} is no app{choices(app, apps)}"
         elif app in chosen[:index]:
             yield ("apps", f"[{index}]"), f"{app!r} is named twice"
     for index, service in enumerate(role.get("services", [])):
@@ -94,7 +94,7 @@ def _check_role(role: Table, apps: Table) -> Iterator[Found]:
         if not dot and len(chosen) > 1:
             yield ("services", f"[{index}]"), f"{service!r} of which app? Write APP.{service}: the role has several"
         elif dot and app not in chosen:
-            yield ("services", f"[{index}]"), f"{app!r} is no app of this role{suggestion(app, chosen)}"
+            yield ("services", f"[{index}]"), f"{app!r} is no app of this role{choices(app, chosen)}"
 
 
 def _check_app(app: Table, *, filled: bool) -> Iterator[Found]:

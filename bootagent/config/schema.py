@@ -158,7 +158,19 @@ def _article(meant: str) -> str:
 
 def suggestion(word: str, known: Sequence[str] | dict[str, Any]) -> str:
     """``; did you mean X?`` for a near miss, otherwise the list of what there is."""
+    return _near(word, known) or _listed(known)
+
+
+def choices(word: str, known: Sequence[str] | dict[str, Any]) -> str:
+    """As :func:`suggestion`, and the list in any case: for names that the configuration gives."""
+    near = _near(word, known)
+    return near + (_listed(known).removeprefix(";") if near else _listed(known))
+
+
+def _near(word: str, known: Sequence[str] | dict[str, Any]) -> str:
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    if near:
-        return f"; did you mean {near[0]!r}?"
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _listed(known: Sequence[str] | dict[str, Any]) -> str:
     return f"; known: {', '.join(sorted(known))}" if known else ""

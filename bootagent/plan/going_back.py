@@ -60,7 +60,7 @@ def lane(config: Config, app: App, known: Known, release: str, moment: Moment) -
     layout, state = known.layout, known.state
     here = serving(app, layout, state)
     left = here if here != release else None
-    reason = "somebody asked"
+    reason = "asked by bootagent rollback"
     if app.in_place:
         back = in_place.restore(config, app, state, release, moment, reason=reason)
     elif snapshot_of(app, state, release):

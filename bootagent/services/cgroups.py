@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from bootagent.errors import MachineError
+from bootagent.errors import MachineError, UnfitError
 from bootagent.machine import Machine, Note
 
 ROOT = "/sys/fs/cgroup"
@@ -49,13 +49,13 @@ class Limits:
 
 
 def check(machine: Machine, name: str, limits: Limits) -> None:
-    """Raises MachineError when this machine cannot hold ``name`` to ``limits``."""
+    """Raises UnfitError when this machine cannot hold ``name`` to ``limits``."""
     try:
         offered = (machine.real(ROOT) / "cgroup.controllers").read_text().split()
     except OSError:
-        raise MachineError(f"{name} wants a cgroup, and {ROOT} is no cgroup version 2", remedy=_REMEDY) from None
+        raise UnfitError(f"{name} wants a cgroup, and {ROOT} is no cgroup version 2", remedy=_REMEDY) from None
     if missing := [controller for controller in _controllers(limits) if controller not in offered]:
-        raise MachineError(
+        raise UnfitError(
             f"{name} wants a cgroup, and the kernel offers no controller {', '.join(missing)} in {ROOT}", remedy=_REMEDY
         )
 

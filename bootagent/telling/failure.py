@@ -8,8 +8,8 @@ from bootagent.errors import AwsError, BootagentError, StepError
 from bootagent.state import Failure
 
 
-def failure_of(error: BaseException, app: str | None = None) -> Failure:
-    """What went wrong, from an error and what caused it. An error of no step is one of reading."""
+def failure_of(error: BaseException, app: str | None = None, phase: str = "read") -> Failure:
+    """What went wrong, from an error and what caused it; ``phase`` is that of an error of no step."""
     chain = list(_chain(error))
     step = next((one for one in chain if isinstance(one, StepError)), None)
     call = next((one for one in chain if isinstance(one, AwsError)), None)
@@ -19,7 +19,7 @@ def failure_of(error: BaseException, app: str | None = None) -> Failure:
     return Failure(
         sentence=str(said),
         app=app,
-        phase=(step.phase if step else None) or "read",
+        phase=(step.phase if step else None) or phase,
         step=step.step if step else None,
         tail=next((tail for one in chain if (tail := str(getattr(one, "tail", "")).strip())), ""),
         code=call.code if call else None,

@@ -197,7 +197,7 @@ def test_everything_in_review_in_order_and_of_the_same_disk_one_service_in_produ
         (
             "production",
             "sever",
-            "names 'sever', which is no service or app of this mode; did you mean 'web.server'",
+            "names 'sever', which is no service or app of this mode; did you mean 'web.server'? known: ",
         ),
         ("production", "db", "names 'db', which is no service or app of this mode"),
     ],

@@ -380,7 +380,7 @@ def test_stop_takes_everything_down_and_a_rerun_brings_it_up(stage: Stage, web: 
     assert agent("reconfigure").code == 0
     release = web.current
     ran = agent("stop")
-    assert (ran.code, ran.stdout.splitlines()[0]) == (0, "web: its services are down; somebody asked")
+    assert (ran.code, ran.stdout.splitlines()[0]) == (0, "web: its services are down; asked by bootagent stop")
     with pytest.raises(OSError):
         web.answer(within=0)
     assert agent("stop").code == 0, "again"

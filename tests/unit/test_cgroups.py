@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bootagent.errors import MachineError
+from bootagent.errors import MachineError, UnfitError
 from bootagent.machine import Machine
 from bootagent.services import cgroups
 from bootagent.services.cgroups import Limits
@@ -62,10 +62,10 @@ def test_a_kernel_without_the_controller_or_without_version_2_is_told(machine: M
     controllers = machine.real("/sys/fs/cgroup/cgroup.controllers")
     controllers.write_text("cpu memory\n")
     cgroups.check(machine, "web.puma", Limits(memory=2**20))
-    with pytest.raises(MachineError, match=r"web\.puma wants a cgroup, and the kernel offers no controller pids"):
+    with pytest.raises(UnfitError, match=r"web\.puma wants a cgroup, and the kernel offers no controller pids"):
         cgroups.make(machine, "web.puma", ALL)
     controllers.unlink()
-    with pytest.raises(MachineError, match="no cgroup version 2"):
+    with pytest.raises(UnfitError, match="no cgroup version 2"):
         cgroups.make(machine, "web.puma", Limits())
     assert not machine.real("/sys/fs/cgroup/bootagent").exists()
 

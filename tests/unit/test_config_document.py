@@ -140,7 +140,9 @@ def test_an_error_names_the_file_that_wrote_the_key(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         resolve.validate(document.load(document.config_files(files[0])))
     (found,) = caught.value.problems
-    assert str(found) == f"{tmp_path}/conf.d/role.toml: roles.db.apps[0]: 'wev' is no app; did you mean 'web'?"
+    assert (
+        str(found) == f"{tmp_path}/conf.d/role.toml: roles.db.apps[0]: 'wev' is no app; did you mean 'web'? known: web"
+    )
 
 
 def test_a_missing_key_is_blamed_on_the_file_of_the_table_above(tmp_path: Path) -> None:

@@ -167,8 +167,11 @@ def test_without_modes_the_role_says_it_all() -> None:
     ("tags", "said"),
     [
         ({"Environment": "canary"}, "modes: no mode 'canary' (tag Environment); known: production, review, staging"),
-        ({"Environment": "reviews"}, "modes: no mode 'reviews' (tag Environment); did you mean 'review'?"),
-        ({}, "modes: no mode '' (tag Environment); known: production, review, staging"),
+        (
+            {"Environment": "reviews"},
+            "modes: no mode 'reviews' (tag Environment); did you mean 'review'? known: production, review, staging",
+        ),
+        ({}, "modes: no mode: the instance has no tag Environment; known: production, review, staging"),
         ({"Environment": "staging"}, "roles: no role: the instance has no tag Role; known: docs, web"),
         ({"Environment": "staging", "Role": "x"}, "roles: no role 'x' (tag Role); known: docs, web"),
         ({"Environment": "review", "Role": "x"}, "roles: no role 'x' (tag Role); known: docs, web"),
@@ -180,14 +183,17 @@ def test_without_modes_the_role_says_it_all() -> None:
         (
             production("web.server", "sever"),
             "modes.production.narrowed_by: tag Service names 'sever', which is no service or app of this mode; "
-            "did you mean 'web.server'?",
+            "did you mean 'web.server'? known: docs, web, web.server, web.worker",
         ),
         (
             production("web."),
             "modes.production.narrowed_by: tag Service names 'web.', which is no service or app of this mode; "
-            "did you mean 'web'?",
+            "did you mean 'web'? known: docs, web, web.server, web.worker",
         ),
-        (production(" "), "modes.production.narrowed_by: tag Service names no service"),
+        (
+            production(" "),
+            "modes.production.narrowed_by: tag Service names no service; known: docs, web, web.server, web.worker",
+        ),
     ],
 )
 def test_what_is_not_there_is_refused_by_name(tags: dict[str, str], said: str) -> None:
@@ -207,7 +213,7 @@ def test_a_service_that_two_apps_have_is_to_be_named_in_full() -> None:
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ('[modes.x]\napps = ["wbe"]', "modes.x.apps[0]: 'wbe' is no app; did you mean 'web'?"),
+        ('[modes.x]\napps = ["wbe"]', "modes.x.apps[0]: 'wbe' is no app; did you mean 'web'? known: db, docs, web"),
         ('[modes.x]\napps = ["web", "web"]', "modes.x.apps[1]: 'web' is named twice"),
         ('[lifecycle]\ndiagnosis = "s3://b/{plate}"', "lifecycle.diagnosis: {plate} is not known; known:"),
     ],

@@ -129,7 +129,7 @@ def test_resolving_leaves_the_document_as_it_was() -> None:
 
 def test_an_unknown_role_names_the_tag_and_what_was_meant() -> None:
     ((key, sentence),) = refusals(PROMISED, {**TAGS, "Role": "wep"})
-    assert (key, sentence) == ("roles", "no role 'wep' (tag Role); did you mean 'web'?")
+    assert (key, sentence) == ("roles", "no role 'wep' (tag Role); did you mean 'web'? known: web")
 
 
 def test_the_role_decides_which_apps() -> None:

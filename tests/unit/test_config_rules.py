@@ -45,7 +45,7 @@ def test_the_base_is_good() -> None:
 @pytest.mark.parametrize(
     ("role", "found"),
     [
-        ('apps = ["wev"]', [("roles.x.apps[0]", "'wev' is no app; did you mean 'web'?")]),
+        ('apps = ["wev"]', [("roles.x.apps[0]", "'wev' is no app; did you mean 'web'? known: api, web")]),
         ('apps = ["zzz"]', [("roles.x.apps[0]", "'zzz' is no app; known: api, web")]),
         ('apps = ["web", "api", "web"]', [("roles.x.apps[2]", "'web' is named twice")]),
         (
@@ -62,7 +62,7 @@ def test_the_base_is_good() -> None:
         ),
         (
             'apps = ["web", "api"]\nservices = ["web.puma", "wbe.puma"]',
-            [("roles.x.services[1]", "'wbe' is no app of this role; did you mean 'web'?")],
+            [("roles.x.services[1]", "'wbe' is no app of this role; did you mean 'web'? known: api, web")],
         ),
         ('apps = ["web"]\nservices = ["puma", "web.sidekiq"]', []),
         ('apps = ["web", "api"]\nservices = ["web.puma", "api.rackup"]', []),

@@ -469,3 +469,15 @@ def test_a_long_value_is_not_repeated_whole() -> None:
 )
 def test_suggestions(word: str, known: list[str], said: str) -> None:
     assert schema.suggestion(word, known) == said
+
+
+@pytest.mark.parametrize(
+    ("word", "known", "said"),
+    [
+        ("wev", ["web", "api"], "; did you mean 'web'? known: api, web"),
+        ("zzz", ["web", "api"], "; known: api, web"),
+        ("zzz", [], ""),
+    ],
+)
+def test_choices_name_what_there_is_even_for_a_near_miss(word: str, known: list[str], said: str) -> None:
+    assert schema.choices(word, known) == said

@@ -98,6 +98,10 @@ def test_a_failure_is_quoted_and_has_the_end_of_what_was_said(machine: Machine) 
     )
     assert caught.value.tail.endswith("the end\n")
     assert len(caught.value.tail) == TAIL_BYTES
+    with pytest.raises(CommandError, match=r"^the hook failed with exit code 7$"):
+        machine.run(["sh", "-c", "exit 7"], timeout=10, shown="the hook")
+    with pytest.raises(CommandError, match=r"^the hook took longer than 0\.1 s$"):
+        machine.run(["sleep", "10"], timeout=0.1, shown="the hook")
 
 
 @pytest.mark.spawns
