@@ -63,7 +63,9 @@ def parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> argpa
     how_far.add_argument(
         "--reset", action="store_true", help="remove the releases it made, too: as before the first boot; never data"
     )
-    added.add_argument("--reason", default="asked by bootagent stop", metavar="TEXT", help="why, for history and status")
+    added.add_argument(
+        "--reason", default="asked by bootagent stop", metavar="TEXT", help="why, for history and status"
+    )
     added.add_argument(
         "--within",
         type=_seconds,
@@ -107,7 +109,9 @@ def parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> argpa
     _add_tags(added)
     _add_json(added)
     added = command("env-import", "put a .env file or a Heroku dump into a directory for chpst -e")
-    added.add_argument("file", metavar="FILE", help="NAME=value lines, or JSON; - is standard input")
+    added.add_argument(
+        "file", metavar="FILE", help="NAME=value lines, JSON, or what heroku config prints; - is standard input"
+    )
     added.add_argument("directory", metavar="DIRECTORY", help="made if it is not there; what else it holds stays")
     added = command("env-export", "print a directory for chpst -e as a .env file that a shell reads too")
     added.add_argument("directory", metavar="DIRECTORY", help="the directory")

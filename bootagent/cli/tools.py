@@ -104,8 +104,8 @@ def env_import(options: argparse.Namespace) -> int:
     from bootagent.machine import Machine
 
     content = sys.stdin.buffer.read() if options.file == "-" else Path(options.file).read_bytes()
-    found = dump.parse(content)
     shown = "standard input" if options.file == "-" else options.file
+    found = dump.parse(content, shown)
     exchange.put(Machine(), Path(options.directory).absolute(), found, shown)
     print(f"{options.directory} has {len(found)} variables of {shown}")
     return EXIT_DONE

@@ -1,10 +1,14 @@
-"""Dumps of an environment: ``.env`` files, ``heroku config -s`` and ``heroku config --json``, read and written.
+"""Dumps of an environment: ``.env`` files and what ``heroku config`` prints, with ``--shell``, ``--json`` or neither.
 
 Text is one assignment after the other, as a shell would read it: ``export`` before it and a comment after it are
 allowed, ``'…'`` is taken as it is, ``"…"`` with its escapes, both over several lines, and what stands together belongs
 together, as in ``'it'\\''s'``. A value that begins without a quote is taken as it is up to a blank and ``#``, or the
 end of its line: its backslashes, too, for so do the readers of ``.env`` files. Nothing is ever expanded: a ``$`` is a
-``$``. Of two values of one name the later counts. ``unset NAME``, or null in JSON, is a variable that is unset.
+``$``. ``unset NAME``, or null in JSON, is a variable that is unset. Two values of one name are refused: one would be
+lost.
+
+A listing, as ``heroku config`` prints it for people, is ``NAME: value`` line by line, the values in one column. Each is
+taken as it is, and one of several lines is refused: where it ends nobody can tell.
 """
 
 from __future__ import annotations
@@ -22,20 +26,30 @@ _START = re.compile(r"(?:export[ \t]+)?([A-Za-z_][A-Za-z0-9_.-]*)[ \t]*=[ \t]*")
 _UNSET = re.compile(r"unset[ \t]+([A-Za-z_][A-Za-z0-9_.-]*)[ \t]*(?:#[^\n]*)?(?=\r?\n|\r?$)")
 _BARE = re.compile(r"[^\n]*?(?=[ \t]+#|[ \t]*\r?(?:\n|$))")
 _WORD = re.compile(r"[^\s'\"\\]+")
+_LISTED = re.compile(r"([A-Za-z_][A-Za-z0-9_]*):([ \t]*)(.*)")
+_HEADER = "=== "
+#: What stands before a sign that something other than a sign follows. Of anything else nobody knows that it is a name.
+_NAMED = re.compile(r"[ \t]*([A-Za-z0-9_. -]{1,40}?)[ \t]*[=:](?=[^=\s])")
 _REST = re.compile(r"[ \t]*(?:(?<=[ \t])#[^\n]*)?(?:\r?\n|\r?$)")
 _SPACE = re.compile(r"(?:\s+|#[^\n]*)*")
 #: What a shell can name; a reader of .env files may take more, and so does this one.
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _NO_UTF8 = re.compile(r"[\udc80-\udcff]")
 _PLAIN = re.compile(r"[A-Za-z0-9_/:.,@%+-]+")
+_KINDS = {bool: "true or false", dict: "a table", list: "a list"}
 #: Those of a shell, and what .env files say a newline with.
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t", '"': '"', "\\": "\\", "$": "$", "`": "`"}
 
 
-def parse(content: bytes) -> dict[str, str | None]:
-    """The variables of a dump; JSON when it begins as such. Raises BootagentError, which has names and no values."""
+def parse(content: bytes, shown: str = "the dump") -> dict[str, str | None]:
+    """The variables of a dump, which ``shown`` names. Raises BootagentError, which has names and no values."""
     text = content.decode("utf-8", errors="surrogateescape").removeprefix("\ufeff")
-    return _json(text) if text.lstrip().startswith("{") else _assignments(text)
+    try:
+        if text.lstrip().startswith("{"):
+            return _json(text)
+        return _listing(text) if _is_listing(text) else _assignments(text)
+    except BootagentError as error:
+        raise BootagentError(f"{shown}: {error.sentence}", remedy=error.remedy) from None
 
 
 def text(variables: Variables) -> str:
@@ -65,29 +79,77 @@ def _quoted(value: str) -> str:
 
 
 def _json(text: str) -> dict[str, str | None]:
+    def table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        twice = next((name for name, value in pairs if found[name] != value), None)
+        if twice is not None:
+            raise BootagentError(f"{twice[:80]!r} has two values", remedy="keep one")
+        return found
+
     try:
-        found: Any = json.loads(text)
+        found: Any = json.loads(text, object_pairs_hook=table)
     except (ValueError, RecursionError) as error:
         line = getattr(error, "lineno", "?")
-        raise BootagentError(f"line {line}: this begins like JSON and is none") from None
+        raise BootagentError(f"line {line}: it begins like JSON, and is none") from None
     for name, value in found.items():
         if value is not None and not isinstance(value, str):
-            raise BootagentError(f"{name[:80]!r} is no text but {type(value).__name__}")
+            kind = _KINDS.get(type(value), "a number")
+            raise BootagentError(f"the value of {name[:80]!r} is {kind}, not a text", remedy="put it in quotes")
     return dict(found)
+
+
+def _is_listing(text: str) -> bool:
+    first = text.lstrip().partition("\n")[0]
+    listed = _LISTED.fullmatch(first.rstrip("\r"))
+    return first.startswith(_HEADER) or (listed is not None and bool(listed[2]))
+
+
+def _listing(text: str) -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    columns: set[int] = set()
+    gaps: set[int] = set()
+    for number, line in enumerate(text.split("\n"), 1):
+        line = line.rstrip("\r")
+        if not line.strip() or (line.startswith(_HEADER) and not found):
+            continue
+        listed = _LISTED.fullmatch(line)
+        if listed and listed[3]:
+            columns.add(listed.start(3))
+            gaps.add(len(listed[2]))
+        # A line of a longer value may look like one of its own, but hardly stand in the same column.
+        if listed is None or (len(columns) > 1 and gaps != {1}):
+            raise BootagentError(
+                f"line {number} is no NAME: value like those before it, and may belong to the value of another",
+                remedy="take what heroku config --shell or --json prints",
+            )
+        _add(found, listed[1], listed[3], number)
+    return found
 
 
 def _assignments(text: str) -> dict[str, str | None]:
     found: dict[str, str | None] = {}
     place = 0
     while (place := _skipped(text, place)) < len(text):
-        if unset := _UNSET.match(text, place):
-            found[unset[1]] = None
-            place = unset.end()
+        line, value = _line(text, place), None
+        if start := _UNSET.match(text, place):
+            place = start.end()
         elif start := _START.match(text, place):
-            found[start[1]], place = _value(text, start.end(), start[1])
+            value, place = _value(text, start.end(), start[1])
         else:
-            raise BootagentError(f"line {_line(text, place)} is no assignment: NAME=value")
+            named = _NAMED.match(text, place)
+            what = f", {named[1]!r}," if named else ""
+            raise BootagentError(
+                f"line {line}{what} is no assignment NAME=value",
+                remedy="put a value of several lines in quotes" if not named else None,
+            )
+        _add(found, start[1], value, line)
     return found
+
+
+def _add(found: dict[str, str | None], name: str, value: str | None, line: int) -> None:
+    if name in found and found[name] != value:
+        raise BootagentError(f"line {line} gives {name} another value than a line before it", remedy="keep one")
+    found[name] = value
 
 
 def _skipped(text: str, place: int) -> int:

@@ -190,10 +190,17 @@ def test_every_service_of_an_app_is_checked(tmp_path: Path) -> None:
         ('A="b\\n\\"c\\" \\\\n \\d"\nE=f', {"A": 'b\n"c" \\n \\d', "E": "f"}),
         ("A=\"one\ntwo\"\nB='three\n\nfour'\n", {"A": "one\ntwo", "B": "three\n\nfour"}),
         ("A='it'\\''s'\nB=\\''quoted'\\'\n", {"A": "it's", "B": "'quoted'"}),
-        ("A=1\nA=2\nunset B\n", {"A": "2", "B": None}),
+        ("A=1\nA=1 # the same\nunset B\n", {"A": "1", "B": None}),
         ("A=it's\nB=1", {"A": "it's", "B": "1"}),
         ('{"A": "b\\n ", "C": null}', {"A": "b\n ", "C": None}),
         ("", {}),
+        (
+            "=== myapp Config Vars\n\nA:    b: 'c' \"# d$\nLONG: e=f\\n\nN:\n",
+            {"A": "b: 'c' \"# d$", "LONG": "e=f\\n", "N": ""},
+        ),
+        ("=== myapp Config Vars\r\nA: b\r\nLONG: c\r\n", {"A": "b", "LONG": "c"}),
+        ("URL: redis://:x@h\n", {"URL": "redis://:x@h"}),
+        ("=== myapp has no config vars.\n", {}),
     ],
 )
 def test_dumps_are_read(text: str, found: dict[str, str | None]) -> None:
@@ -206,15 +213,29 @@ def test_dumps_are_read(text: str, found: dict[str, str | None]) -> None:
         ("A=b\nwhat is this\n", "line 2 is no assignment"),
         ("A=b\nB='c\n\n", "line 2: the quote in the value of B"),
         ("A='b' c\n", "line 1: there is more after the value of A"),
-        ('{"A": 1}', "'A' is no text but int"),
-        ('{"A": "hush",}', "line 1: this begins like JSON"),
-        ('{"A":' * 100_000, "this begins like JSON"),
-        ("1A=b", "line 1"),
+        ("A='x'\nMIIhush/hush==\n", r"line 2 is no assignment NAME=value \(put a value of several lines in quotes\)$"),
+        ('{"A": 1}', r"the value of 'A' is a number, not a text \(put it in quotes\)"),
+        ('{"A": true}', "the value of 'A' is true or false, not a text"),
+        ('{"A": ["hush"]}', "the value of 'A' is a list, not a text"),
+        ('{"A": "hush", "A": "hush2"}', "'A' has two values"),
+        ('{"A": "hush",}', "line 1: it begins like JSON"),
+        ('{"A":' * 100_000, "it begins like JSON"),
+        ("\n1A=hush", "line 2, '1A', is no assignment"),
+        ("A=hush\nB=2\nA=hush2", "line 3 gives A another value than a line before it"),
+        ("A=hush\nunset A", "line 2 gives A another value"),
+        ("=== myapp Config Vars\nA: hush\nA: hush2\n", "line 3 gives A another value"),
+        (
+            "=== x Config Vars\nKEY:   -----BEGIN\nhush\nOTHER: 1\n",
+            r"line 3 is no NAME: .*heroku config --shell or --json",
+        ),
+        ("=== x Config Vars\nKEY:      a\nfoo: hush\nOTHERKEY: 1\n", "line 3 is no NAME: value like those before it"),
+        ("=== x Config Vars\nA: b\n=== y Config Vars\nC: d\n", "line 3 is no NAME"),
     ],
 )
 def test_what_is_no_dump_is_refused_without_its_values(text: str, said: str) -> None:
     with pytest.raises(BootagentError, match=said) as caught:
-        dump.parse(text.encode())
+        dump.parse(text.encode(), "old.env")
+    assert str(caught.value).startswith("old.env: ")
     assert "hush" not in str(caught.value)
 
 
@@ -234,6 +255,14 @@ def test_what_a_shell_would_be_given_is_read(variables: dict[str, str]) -> None:
 def test_herokus_dump_loses_nothing(variables: dict[str, str]) -> None:
     quoted = "".join(f"{name}={heroku_quoted(value)}\n" for name, value in variables.items())
     assert dump.parse(quoted.encode()) == variables
+
+
+@given(st.dictionaries(NAMES, (VALUES | TRICKY).map(lambda value: value.strip().replace("\n", "-")), max_size=6))
+def test_herokus_listing_loses_nothing(variables: dict[str, str]) -> None:
+    """As the Heroku CLI writes it: the values are stripped, and in one column."""
+    width = max(map(len, variables), default=0) + 2
+    lines = [f"{name}:".ljust(width) + value for name, value in sorted(variables.items())]
+    assert dump.parse("\n".join(["=== myapp Config Vars", "", *lines, ""]).encode()) == variables
 
 
 def heroku_quoted(value: str) -> str:
