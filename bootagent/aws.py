@@ -172,7 +172,8 @@ _EARLY = {
     "ConnectTimeoutError",
 }
 
-#: What EC2 says when it is asked too often, or has trouble of its own: EC2 API Reference, "Error codes".
+#: What AWS says when it is asked too often, or has trouble of its own: EC2 API Reference, "Error codes";
+#: InternalServerError is that of Systems Manager, InternalServiceError that of Secrets Manager (their API references).
 _PASSING = {
     "RequestLimitExceeded",
     "Throttling",
@@ -180,6 +181,8 @@ _PASSING = {
     "EC2ThrottledException",
     "InternalError",
     "InternalFailure",
+    "InternalServerError",
+    "InternalServiceError",
     "ServiceUnavailable",
     "Unavailable",
     "RequestTimeout",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 from bootagent import footprint, leaving, plan, readiness
 from bootagent.agent.request import CONFIGURING, UNASKED
@@ -13,7 +14,7 @@ from bootagent.config.model import App, Config
 from bootagent.errors import BootagentError, ConfigError, MachineError, Problem, UsageError
 from bootagent.instance import Instance
 from bootagent.machine import Note
-from bootagent.plan import Plan
+from bootagent.plan import Known, Plan
 from bootagent.steps.base import Step
 from bootagent.survey import (
     attachments,
@@ -110,9 +111,15 @@ def _on(work: Work, config: Config, instance: Instance) -> Plan:
         assert work.document is not None
         patience = resolve.metadata_within(work.document) if work.request.command == "run" else EARLY_SECONDS
         known = look(config, instance, work.machine, work.memory.state, patience, absent)
-    work.unread = {name: one.revision for name, one in known.items() if isinstance(one.revision, BootagentError)}
+    work.unread = _unread(known)
     apps, there = work.memory.state.apps, services_to_stop(work.document, work.memory.state, work.machine)
     return make_plan(config, known, there, apps, instance, work.machine, work.request.retry, not work.pooled)
+
+
+def _unread(known: Mapping[str, Known]) -> dict[str, BootagentError]:
+    """Why an app's source did not answer, or else that of its environment."""
+    asked = [(name, answer) for name, one in known.items() for answer in (one.environment, one.revision)]
+    return {name: answer for name, answer in asked if isinstance(answer, BootagentError)}
 
 
 def _attach(work: Work, config: Config, instance: Instance) -> dict[str, BootagentError]:
@@ -168,6 +175,8 @@ def _back(work: Work, config: Config, instance: Instance) -> Plan:
     if not plan.going_back.can_go_back(app):
         raise UsageError(f"the releases of {app.name} are not this machine's: go back at {app.source}")
     known = look_back(work.machine, app, work.memory.state, instance.region)
+    if isinstance(known.environment, BootagentError):
+        work.unread = {app.name: known.environment}
     target = work.request.rollback_to or plan.going_back.previous(app, known.layout, known.state)
     if target is None:
         raise UsageError(f"{app.name} has no earlier release to roll back to")

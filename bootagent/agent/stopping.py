@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import PurePosixPath
 
-from bootagent import plan, telling
-from bootagent.agent.request import Ending, Outcome, worst
+from bootagent import plan, state, telling
+from bootagent.agent.request import Ending, Outcome, Request, worst
 from bootagent.agent.work import Work
 from bootagent.deadline import NO_HURRY, Deadline
-from bootagent.errors import EXIT_DONE, EXIT_FAILED, BootagentError, ConfigError
-from bootagent.machine import Note
+from bootagent.errors import EXIT_DONE, EXIT_FAILED, BootagentError, ConfigError, UsageError
+from bootagent.machine import Machine, Note
 from bootagent.plan import Lane, Phase, Plan
 from bootagent.survey import around_a_stop, load_document, services_to_stop, side_by_side, traffic_told
 
@@ -29,6 +31,16 @@ def planned(work: Work) -> Plan:
     around = around_a_stop(work.document, work.memory.state, work.machine, work.request.extent, _until(work))
     made = plan.stop(services, around, work.request.reason)
     return replace(made, lanes=(*_traffic_off(work, plan.before_services(services, around)), *made.lanes))
+
+
+def refuse_nowhere(request: Request, machine: Machine) -> None:
+    """Raise UsageError where no bootagent has ever been, and none is configured: the root was mistyped."""
+    place = str(PurePosixPath(state.PATH).parent)  # it is there though the state itself may be lost
+    if not any(os.path.lexists(path) for path in (machine.real(place), request.config)):
+        raise UsageError(
+            f"nothing to stop at {machine.root}: there is neither {place} nor {request.config}",
+            remedy="correct --root, or name the configuration with --config",
+        )
 
 
 def take_down(work: Work, made: Plan) -> Outcome:

@@ -35,6 +35,12 @@ OUTCOMES = {EXIT_DONE: "done", EXIT_DEGRADED: "degraded", EXIT_FAILED: "failed"}
 def run(request: Request, machine: Machine, hearer: Hearer) -> Outcome:
     """Do what is asked, under the lock, and record it. Raises LockedError; every other failure is in the outcome."""
 
+    if request.command == "stop":
+        try:
+            stopping.refuse_nowhere(request, machine)
+        except UsageError as error:  # and nothing is written, not even this
+            return _refused(error)
+
     def wait(holder: str) -> None:
         hearer({"event": "waiting", "t": 0.0, "step": f"another bootagent is at work ({holder})"})
 
@@ -90,7 +96,7 @@ def _outcome(work: Work) -> Outcome:
         failures = tuple(Failure(str(problem)) for problem in error.problems)
         return Outcome(error.exit_code, {}, tuple(map(str, error.problems)), failures=failures)
     except UsageError as error:
-        return Outcome(error.exit_code, {}, (str(error),), failures=(telling.failure_of(error),))
+        return _refused(error)
     except BootagentError as error:
         serves = work.something_serves()
         if not serves:
@@ -100,6 +106,10 @@ def _outcome(work: Work) -> Outcome:
     except Exception as error:
         said = str(work.fault(error))
         return Outcome(EXIT_FAILED, {}, (said,), failures=(Failure(said),))
+
+
+def _refused(error: UsageError) -> Outcome:
+    return Outcome(error.exit_code, {}, (str(error),), failures=(telling.failure_of(error),))
 
 
 def _recorded(work: Work, made: Plan) -> Plan:

@@ -25,9 +25,9 @@ from bootagent.steps.base import Step
 class Work:
     """Kept up to date as the run goes on, so that however far it came can be recorded.
 
-    ``pooled``: the warm pool has this instance. ``unread`` says of apps why their source did not answer. ``serving``
-    are the steps that saw to each app's services. ``readiness`` is what a launch that waits may rely on: the services
-    stayed healthy, or are prepared for the warm pool.
+    ``pooled``: the warm pool has this instance. ``unread`` says of apps why their source, or that of their
+    environment, did not answer. ``serving`` are the steps that saw to each app's services. ``readiness`` is what a
+    launch that waits may rely on: the services stayed healthy, or are prepared for the warm pool.
     """
 
     def __init__(self, request: Request, machine: Machine, journal: Journal, lock: Lock) -> None:

@@ -59,8 +59,13 @@ def clear(root: Path) -> None:
 
 
 def mounts_below(root: Path) -> list[Path]:
-    """The mount points at or below ``root``, in the order they were mounted, as this thread's namespace has them."""
+    """The mount points below ``root``, in the order they were mounted, as this thread's namespace has them.
+
+    A scratch root was empty, so all of them have come since. It may be a mount point itself, or be on a mount that
+    hides others below the same path: those are somebody else's.
+    """
     real = root.resolve()
     text = Path("/proc/thread-self/mountinfo").read_text(errors="surrogateescape")
     points = [Path(mount.point) for mount in mounts.parse(text)]
-    return [point for point in points if point == real or real in point.parents]
+    holding = [index for index, point in enumerate(points) if point == real or point in real.parents]
+    return [point for point in points[max(holding, default=-1) + 1 :] if real in point.parents]

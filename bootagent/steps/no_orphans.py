@@ -56,8 +56,9 @@ class NoOrphans:
         """Send a signal to all there are, and to those they start meanwhile; who is left after ``within`` seconds."""
         deadline, told = time.monotonic() + within, set[int]()
         while (left := self._orphans(machine, name)) and time.monotonic() < deadline:
+            if not told:  # of those who come later nothing is said: they may be many
+                machine.tell(Note(f"{signal} to what {name} left behind: {_shown(left)}"))
             for process in [one for one in left if one.pid not in told]:
-                machine.tell(Note(f"{signal} to what {name} left behind", {"process": str(process)}))
                 _send(machine, process, signal)
                 told.add(process.pid)
             time.sleep(_POLL_SECONDS)

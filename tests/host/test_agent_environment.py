@@ -183,6 +183,7 @@ def test_going_back_brings_the_secrets_of_today_or_keeps_those_at_hand(stage: St
     stage.configure(configured(web, app='secrets = ["ssm:/web/"]'))
     for version in ("one", "two"):
         web.publish(version, {**web.tree(version), "config/env/common/A": version})
+        stage.cloud.api.fail("ssm", "GetParametersByPath", code="InternalServerError", status=400)  # which may pass
         assert agent("reconfigure").code == 0
     second = web.current
     put(stage, web__DATABASE_URL=OTHER)
@@ -301,6 +302,16 @@ def test_an_environment_from_git(stage: Stage, web: App, agent: Agent, tmp_path:
     ran = agent("reconfigure")
     assert ran.code == 3 and "the environment stays that of" in ran.stderr, ran.stderr
     assert environ(web, "two")["TWO"] == "changed"
+
+    # Nor does a denial of its key, which is told with all that AWS said.
+    stage.configure(configured(web, where='url = "git@127.0.0.1:env.git"\nref = "main"\nkey = "ssm:/git/key"'))
+    stage.cloud.api.fail("ssm", "GetParameter", code="AccessDeniedException", status=400, times=2)
+    web.publish("two")
+    for command in ("reconfigure", "rollback"):
+        assert agent(command).code == 3
+        [failure] = stage.state()["last_run"]["failures"]
+        assert (failure["code"], failure["iam_action"]) == ("AccessDeniedException", "ssm:GetParameter")
+        assert failure["request_id"]
 
 
 def test_a_tree_that_is_not_there(stage: Stage, web: App, agent: Agent) -> None:

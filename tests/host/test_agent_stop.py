@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 import subprocess
 import time
@@ -272,7 +273,10 @@ def test_what_services_leave_behind_is_ended(stage: Stage, agent: Agent, machine
     left = [int((web.deploy_to / "current" / name).read_text()) for name in ("deaf", "meek")]
     ran = agent("stop")
     assert ran.code == 0, ran.stderr
-    assert "KILL to what web.job left behind" in ran.stderr
+    [term] = re.findall('TERM to what web.job left behind: ([^"]*)', ran.stderr)
+    [kill] = re.findall('KILL to what web.job left behind: ([^"]*)', ran.stderr)
+    assert all(f"({pid})" in term for pid in left), term
+    assert f"({left[0]})" in kill and f"({left[1]})" not in kill, kill
     assert not any(Path(f"/proc/{pid}").exists() for pid in left)
     assert look(machine_root).processes == before
 

@@ -17,6 +17,7 @@ import pytest
 from bootagent.errors import BootagentError, UsageError
 from bootagent.sandbox import example
 from bootagent.sandbox.cloud import Cloud
+from bootagent.sandbox.loop_host import LoopHost
 from bootagent.sandbox.scratch import clear, mounts_below, scratch_root
 from bootagent.sandbox.supervisor import Supervisor
 from tests.conftest import TAGS, processes_of
@@ -233,6 +234,30 @@ def test_a_mount_is_unmounted_not_deleted(tmp_path: Path) -> None:
     clear(root)
     assert (precious / "data").read_text() == "x"
     assert list(root.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
+def test_a_root_that_is_a_mount_point_stays_one_and_what_it_hides_stays_mounted(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "mnt").mkdir(parents=True)
+    tmpfs = ["mount", "-t", "tmpfs", "tmpfs"]
+    try:
+        subprocess.run([*tmpfs, root / "mnt"], check=True)
+        subprocess.run([*tmpfs, root], check=True)
+        with scratch_root(root):
+            for name in ("mnt", "mnt/in it"):
+                (root / name).mkdir(parents=True)
+                subprocess.run([*tmpfs, root / name], check=True)
+            assert mounts_below(root) == [root / "mnt", root / "mnt/in it"]
+            LoopHost(root).halt()
+            assert mounts_below(root) == []
+        assert root.is_mount()
+        assert list(root.iterdir()) == []
+        subprocess.run(["umount", root], check=True)
+        assert (root / "mnt").is_mount()
+    finally:
+        subprocess.run(["umount", "--recursive", "--quiet", root], check=False)
+        subprocess.run(["umount", "--quiet", root / "mnt"], check=False)
 
 
 # --- the sample app ------------------------------------------------------------------------------------------

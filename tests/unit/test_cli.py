@@ -242,13 +242,25 @@ def test_history_and_timeline_of_a_machine_that_never_ran(tmp_path: Path, capsys
 
 @pytest.mark.parametrize("command", ["run --once", "stop", "reconfigure", "rollback", "status", "history", "timeline"])
 def test_what_the_machine_refuses_is_a_sentence_and_no_traceback(
-    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: str, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As for a user who is not root, or on a disk that is read-only."""
     for name in ("var", "run"):
         (tmp_path / name).write_text("in the way")
     assert cli.main([*command.split(), "--root", str(tmp_path)]) == 1
     assert capsys.readouterr().err.startswith("bootagent: ")
+
+
+def test_a_stop_where_there_is_nothing_is_a_mistake_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "nowhere"
+    for words in ([], ["--reset"], ["--shutdown"]):
+        assert cli.main(["stop", "--root", str(root), *words]) == 2
+        said = capsys.readouterr()
+        assert f"nothing to stop at {root}: there is neither /var/lib/bootagent nor {root}/etc" in said.err
+        assert said.out == ""
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_interrupt_ends_as_shells_have_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
