@@ -54,13 +54,15 @@ class Watch:
 
     It is healthy when one process has stayed up for ``stable_for`` seconds and its check has passed on three looks in a
     row, spread over a third of that time; on two where a check is so slow that they span all of it. One failure among
-    them, or another process, and it begins anew. ``reload`` is there when it was told by a signal.
+    them, or another process, and it begins anew. ``reload`` is there when it was told by a signal; ``kept`` is its
+    process when it was not told anything, as nothing about it is new.
     """
 
-    def __init__(self, wanted: Wanted, log_end: LogEnd, reload: Reload | None = None) -> None:
+    def __init__(self, wanted: Wanted, log_end: LogEnd, reload: Reload | None = None, kept: int = 0) -> None:
         self.wanted = wanted
         self.log_end = log_end
         self.reload = reload
+        self._kept = kept
         self.healthy = False
         self.failed: str | None = None
         self.pid = reload.pid if reload else 0
@@ -124,11 +126,15 @@ class Watch:
         self._is_steady = enough and now - self._since >= stable_for
         self._unfinished = self.reload.unfinished(inner, stable_for) if self.reload else None
         self.healthy = self._is_steady and self._unfinished is None
+        if self._is_steady and self.reload and self.reload.came_to_nothing():
+            self.failed = self._why()
 
     @property
-    def is_unsure(self) -> bool:
-        """Whether it failed though its check passes: nobody knows which release answers."""
-        return self.failed is not None and self._is_steady
+    def wants_restart(self) -> str | None:
+        """Why what failed may do better when it is started anew, as a clause; None when it has been, or will not."""
+        if self.reload and self._is_steady:
+            return "its reload came to nothing"  # nobody knows which release answers
+        return "it does not work any more" if self._kept and self._kept == self.pid else None
 
     def is_unseen(self) -> bool:
         """Whether runit has had time enough to notice the service, and has not."""
@@ -194,7 +200,7 @@ def _see_through(
     watch = begin(one)
     while watch and not watch.healthy:
         watch.look(machine)
-        if watch.failed and watch.is_unsure and watch.reload:
+        if watch.failed and watch.wants_restart:
             watch = _restarted(machine, watch)
         elif watch.failed:
             tail = servicedir.log_tail(machine, one.directory.log, since=watch.log_end)
@@ -212,9 +218,9 @@ def _see_through(
 
 
 def _restarted(machine: Machine, watch: Watch) -> Watch:
-    """What its reload came to is not to be known: it is stopped and started, and watched anew."""
+    """It is stopped and started, and watched anew."""
     one = watch.wanted
-    machine.tell(Note(f"{watch.name} is restarted, as its reload came to nothing", {"because": watch.failed}))
+    machine.tell(Note(f"{watch.name} is restarted, as {watch.wants_restart}", {"because": watch.failed}))
     inner, identity = one.directory.inner(machine), one.directory.identity
     runit.stop(machine, inner, within=one.stop_within, identity=identity)
     one.directory.start(machine)

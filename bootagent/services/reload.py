@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from bootagent import processes
@@ -22,11 +23,13 @@ class Reload:
     died. So, if the signal has it start processes, or its own a new program, one of these must stay as long as the
     service itself must, and the children from before must be gone: while one is there, it may be the one that answers,
     and what is new may still be loading. If nothing of the kind is seen in the time that a signal's effect may take, it
-    was all done in one process, and the check alone counts.
+    was all done in one process, and the check counts. What does the work now must not have its working directory in
+    another release than ``home``: that one's files are what it finds, until they are pruned.
     """
 
-    def __init__(self, pid: int, within: float) -> None:
+    def __init__(self, pid: int, within: float, home: Path) -> None:
         self.pid = pid
+        self._home = home
         self._effect_by = time.monotonic() + min(EFFECT_SECONDS, within / 2)
         self._before = _incarnations(pid)
         self._reaped_before = _reaped(pid)
@@ -49,10 +52,28 @@ class Reload:
         if runit.control_scripts(inner):
             return "its control script does not end"
         if not self._started_any:
-            return None if now >= self._effect_by else "the signal shows no effect yet"
+            return self._astray(self._before) if now >= self._effect_by else "the signal shows no effect yet"
         if not any(now - since >= seconds for since in self._since.values()):
             return "what the signal had it start does not stay up"
-        return f"{len(self._old)} of its processes from before the signal still run" if self._old else None
+        if self._old:
+            return f"{len(self._old)} of its processes from before the signal still run"
+        return self._astray(self._since)
+
+    def came_to_nothing(self) -> bool:
+        """Whether the signal has had its time, and all there is still works in another release."""
+        had_its_time = not self._started_any and time.monotonic() >= self._effect_by
+        return had_its_time and self._astray(self._before) is not None
+
+    def _astray(self, found: Iterable[Incarnation]) -> str | None:
+        """Who of these works in a release that is not the one to be, as a clause."""
+        releases = self._home.parent
+        for pid, _ in sorted(found):
+            # A directory that is gone has " (deleted)" behind its name: proc_pid_cwd(5).
+            with contextlib.suppress(OSError):
+                cwd = Path(f"/proc/{pid}/cwd").readlink()
+                if releases in cwd.parents and self._home not in (cwd, *cwd.parents):
+                    return f"its process {pid} still works in {cwd}"
+        return None
 
 
 def _incarnations(pid: int) -> set[Incarnation]:

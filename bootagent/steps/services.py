@@ -159,14 +159,16 @@ class Services:
         if marked == marker:
             if one.is_up(machine) and one.problem(machine) is None:
                 return None
+            kept = one.pid(machine)
         else:
+            kept = 0
             one.directory.unmark(machine)  # whatever becomes of it: nothing is known to work until it has been seen
             if watch := self._reloaded(machine, one, marked, marker, log_end):
                 return watch
             one.directory.install(machine, stop_within=one.spec.stop_within)
         boot_order.begin(machine, one.directory.name)
         one.directory.start(machine)
-        return Watch(one, log_end)
+        return Watch(one, log_end, kept=kept)
 
     def _reloaded(
         self, machine: Machine, one: _Wanted, marked: Marker, marker: Marker, log_end: LogEnd
@@ -178,7 +180,7 @@ class Services:
         if found is None or found.state != "run" or one.problem(machine):
             return None
         machine.tell(Note(f"{signal} to {one.directory.name}, which is to take up what is new", {"pid": found.pid}))
-        seen = Reload(found.pid, one.within)
+        seen = Reload(found.pid, one.within, machine.real(self.current).resolve())
         runit.reload(machine, one.directory.inner(machine), signal, identity=one.directory.identity)
         return Watch(one, log_end, seen)
 
@@ -348,6 +350,11 @@ class _Wanted:
             return False
         # runsv writes the time of day: one in the future was written before the clock was set back.
         return found.since > time.time() or found.uptime() >= self.spec.stable_for
+
+    def pid(self, machine: Machine) -> int:
+        """That of its process; 0 when it has none."""
+        found = runit.status(self.directory.inner(machine))
+        return found.pid if found and found.state == "run" else 0
 
     def problem(self, machine: Machine) -> str | None:
         """Why it does not work, by its configured check and then by the release's own check script."""

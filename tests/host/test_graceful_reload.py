@@ -241,6 +241,38 @@ def test_a_worker_that_takes_long_to_load_and_then_dies_is_not_taken_for_good(
     assert (web.answer(), web.pid()) == ("three", pid)
 
 
+#: Takes a HUP for nothing.
+HEEDS_NOTHING = """\
+import signal
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+"""
+
+
+def test_a_process_that_does_nothing_about_the_signal_is_restarted(stage: Stage, web: App, agent: Agent) -> None:
+    stage.configure(_config(web, "HUP"))
+    server = str(web.tree("")["server.py"])
+
+    def publish(version: str, server: str) -> None:
+        web.publish(version, {"VERSION": version, "server.py": server})
+
+    publish("one", HEEDS_NOTHING + server)
+    ran = agent("reconfigure")
+    assert ran.code == 0, ran.stderr
+    publish("two", HEEDS_NOTHING + server)
+    ran = agent("reconfigure")
+    assert ran.code == 0, ran.stderr
+    assert web.answer() == "two"
+    assert "web.server is restarted, as its reload came to nothing" in ran.stderr
+
+    # And so a release that cannot even start is not taken for good because the one before it goes on.
+    publish("three", "raise SystemExit('three is broken')\n")
+    ran = agent("reconfigure")
+    assert ran.code == 3, ran.stderr
+    assert "three is broken" in ran.stderr
+    assert web.answer() == "two"
+    assert stage.release_state("web", max(web.releases)) == "bad"
+
+
 def test_a_watched_file_that_has_changed_is_reloaded(stage: Stage, web: App, agent: Agent) -> None:
     stage.configure(
         _config(web, "HUP").replace(
