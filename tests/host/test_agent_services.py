@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,37 @@ def test_a_release_brings_its_own_services(stage: Stage, web: App, agent: Agent)
     time.sleep(0.2)
     for pid in pids:
         assert not _alive(pid)
+
+
+#: Serves until it is asked for /wedge, and from then on nothing but errors.
+WEDGES = """\
+import http.server, os
+class Handler(http.server.BaseHTTPRequestHandler):
+    wedged = False
+    def do_GET(self):
+        Handler.wedged = Handler.wedged or self.path == "/wedge"
+        self.send_response(500 if Handler.wedged else 200)
+        self.end_headers()
+        self.wfile.write(b"one")
+    def log_message(self, *words):
+        pass
+http.server.ThreadingHTTPServer.allow_reuse_address = True
+http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
+"""
+
+
+def test_what_runs_and_works_no_more_is_restarted_once(stage: Stage, web: App, agent: Agent) -> None:
+    stage.configure(web.config())
+    web.publish("one", {**web.tree("one"), "server.py": WEDGES})
+    assert agent("reconfigure").code == 0
+    pid = web.pid()
+    with pytest.raises(urllib.error.HTTPError):
+        urllib.request.urlopen(f"http://127.0.0.1:{web.port}/wedge", timeout=10)
+    ran = agent("reconfigure")
+    assert ran.code == 0, ran.stderr
+    assert "web.server is restarted, as it does not work any more" in ran.stderr
+    assert web.answer() == "one" and web.pid() != pid
+    assert stage.release_state("web", web.current) == "good"
 
 
 def test_a_role_narrows_the_services(stage: Stage, web: App, agent: Agent) -> None:
