@@ -51,11 +51,14 @@ def load(machine: Machine) -> Leaving | None:
 
 def save(machine: Machine, leaving: Leaving) -> None:
     """Note it, and that no hook has been run for it yet. Raises MachineError."""
-    try:
-        machine.remove_tree(machine.real(MARKERS))
-    except OSError as error:
-        raise MachineError(f"cannot remove {MARKERS}: {error.strerror}") from None
+    _forget_markers(machine)
     own_file.save(machine, PATH, leaving)
+
+
+def forget(machine: Machine) -> None:
+    """Nothing is to be run at a stop, and nothing is known of what was. Raises MachineError."""
+    own_file.forget(machine, PATH)  # first: a hook without its marker is run again
+    _forget_markers(machine)
 
 
 def _from_json(found: Any) -> Leaving:
@@ -71,3 +74,10 @@ def _hook(found: Any) -> Hook:
 def _given(found: Any) -> Given:
     tree = found["tree"] and Tree(**{**found["tree"], "layers": tuple(found["tree"]["layers"])})
     return Given(found["app"], tree, found["secrets"])
+
+
+def _forget_markers(machine: Machine) -> None:
+    try:
+        machine.remove_tree(machine.real(MARKERS))
+    except OSError as error:
+        raise MachineError(f"cannot remove {MARKERS}: {error.strerror}") from None

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 
-from bootagent import plan, state, telling
+from bootagent import leaving, plan, state, telling
 from bootagent.agent.request import Ending, Outcome, Request, worst
 from bootagent.agent.work import Work
 from bootagent.deadline import NO_HURRY, Deadline
+from bootagent.environment import checkout
 from bootagent.errors import EXIT_DONE, EXIT_FAILED, BootagentError, ConfigError, UsageError
 from bootagent.machine import Machine, Note
 from bootagent.plan import Lane, Phase, Plan
@@ -55,9 +56,16 @@ def take_down(work: Work, made: Plan) -> Outcome:
                 errors[lane.app] += failed
     endings = {lane.app: _ending(lane, errors[lane.app], work.request.extent, notes) for lane in made.lanes}
     if work.request.extent == "reset" and not any(errors.values()):
-        work.memory.forget_all()
+        _forget(work)
     code = worst(endings)
     return Outcome(code, endings, transient=code != EXIT_DONE)
+
+
+def _forget(work: Work) -> None:
+    """Of apps that are gone nothing is known, nor kept for a run without a network, nor is there a hook to run."""
+    leaving.forget(work.machine)
+    checkout.forget_all(work.machine)
+    work.memory.forget_all()
 
 
 def _until(work: Work) -> Deadline:

@@ -154,6 +154,8 @@ def _tell(work: Work) -> None:
     here, known = work.instance, work.memory.state
     try:
         how = resolve.telling(work.document) if work.document else telling.as_before(known.told)
+        if work.request.extent == "reset" and known.last_run and known.last_run.exit_code == EXIT_DONE:
+            how = replace(how, metrics=None)  # of an image made now it would tell what another instance was
         region = here.region if here else None
         told = telling.tell(work.machine, known, how, region, boot_id=boot_id(), seen=here is not None)
         work.memory.save(replace(known, told=told))

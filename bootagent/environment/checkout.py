@@ -14,6 +14,7 @@ from pathlib import Path
 
 from bootagent.environment import directories
 from bootagent.environment.directories import Tree
+from bootagent.errors import MachineError
 from bootagent.git_repository import Commit, check_out
 from bootagent.machine import Machine
 
@@ -49,6 +50,14 @@ def obtain(machine: Machine, app: str, commit: Commit, tree: Tree, within: float
     for entry in home.iterdir():
         if _COMMIT.fullmatch(entry.name) and entry.name != commit.sha:
             machine.remove_tree(entry)
+
+
+def forget_all(machine: Machine) -> None:
+    """Remove what there is of any app. Raises MachineError."""
+    try:
+        machine.remove_tree(machine.real(PLACE))
+    except OSError as error:
+        raise MachineError(f"cannot remove {PLACE}: {error.strerror}") from None
 
 
 def _check_out(machine: Machine, home: Path, commit: Commit, within: float) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from bootagent.sandbox.disks import Disks
 from tests.conftest import Agent, processes_of
+from tests.host.git_server import Repository
 from tests.host.killing import killed_at
 from tests.host.stage import App, Stage
 
@@ -209,6 +210,34 @@ def test_a_reset_is_as_before_the_first_boot(stage: Stage, agent: Agent, machine
     left = {path for path in look(machine_root).files if path.startswith("srv/")}
     shared_left = {"shared", "shared/log", "shared/log/upload", "shared/config", "shared/config/s.yml"}
     assert left == {"srv/web", *(f"srv/web/{path}" for path in shared_left)}, "what others wrote stays"
+
+
+def test_what_a_stop_keeps_for_the_next_run_a_reset_does_not(
+    stage: Stage, agent: Agent, tmp_path: Path, machine_root: Path
+) -> None:
+    web = stage.app()
+    Repository(machine_root / "srv/git/env.git", tmp_path / "work", None).commit({"common/A": "1"})
+    environment = '[apps.web.environment]\nurl = "file:///srv/git/env.git"\nref = "main"\nlayers = ["common"]\n'
+    metrics = "var/lib/node-exporter/bootagent.prom"
+    hook = """hooks = { stop = ["sh", "-c", "echo $A"] }"""
+    stage.configure(web.config(extra=hook, service=SLEEP), environment, f'[tell]\nmetrics = "/{metrics}"')
+    web.publish("one")
+    (machine_root / metrics).parent.mkdir(parents=True)
+    own = {path: machine_root / path for path in ("run/bootagent/hooks", "var/lib/bootagent/environment", metrics)}
+    ran = agent("reconfigure")
+    assert ran.code == 0, ran.stderr
+    assert agent("stop").code == 0
+    assert (own["run/bootagent/hooks"] / "web").read_text() == "1\n", "it has been run, and is not run again"
+    assert (own["var/lib/bootagent/environment"] / "web/current/common/A").read_text() == "1", "needed without a network"
+    assert 'outcome="stopped"} 1' in own[metrics].read_text()
+
+    for _ in range(2):
+        ran = agent("stop", "--reset")
+        assert ran.code == 0, ran.stderr
+        assert not [path for path, real in own.items() if real.exists()]
+        assert "run the stop hook" not in ran.stderr
+    assert agent("reconfigure").code == 0
+    assert all(path.exists() for name, path in own.items() if "hooks" not in name)
 
 
 def test_a_reset_leaves_the_releases_of_others_and_current_where_it_was(
