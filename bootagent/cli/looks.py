@@ -140,6 +140,8 @@ def keys(options: argparse.Namespace) -> int:
     from bootagent.config import reference
 
     found = [key for key in reference.all_keys() if options.word in key.path]
+    if not found:
+        raise UsageError(f"no key has {options.word!r} in its name", remedy="bootagent keys lists them all")
     if options.json:
         print_json([vars(key) for key in found])
     else:

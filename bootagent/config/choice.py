@@ -82,6 +82,12 @@ def choose(document: Document, tags: Mapping[str, str]) -> Choice:
     return Choice(role or mode or "", role_table, mode, tuple(apps), None if only is None else tuple(only))
 
 
+def need_no_role(modes: Any) -> bool:
+    """Whether each mode of a configuration, as it is written, says itself what to run."""
+    found = list(modes.values()) if isinstance(modes, dict) else []
+    return bool(found) and all(isinstance(mode, dict) and "apps" in mode for mode in found)
+
+
 def _mode_key(document: Document) -> str:
     keys = document.tables["tags"]
     key: str = keys.get("mode", keys["environment"])

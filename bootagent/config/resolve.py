@@ -23,7 +23,10 @@ def validate(document: Document) -> Document:
     Raises ConfigError with every problem a document has, whatever the instance.
     """
     tables = document.tables
-    if not (found := list(schema.check(tables))):
+    found = list(schema.check(tables))
+    if "roles" not in tables and not choice.need_no_role(tables.get("modes")):
+        found.append((("roles",), "is missing: it says which apps an instance runs, [roles.NAME] with apps = [...]"))
+    if not found:
         tables = schema.complete(tables)
         found = list(rules.check(tables))
     if found:

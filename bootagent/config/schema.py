@@ -1,4 +1,7 @@
-"""Check a document against ``schema.json``: the part of JSON Schema that file uses, with sentences for people."""
+"""Check a document against ``schema.json``: the part of JSON Schema that file uses, with sentences for people.
+
+Beside each ``pattern`` the file has a word of its own, ``form``: what a value is to be, as an object of "is not".
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,13 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "number": (int, float),
     "boolean": (bool,),
 }
-_CALLED = {"object": "a table", "array": "a list", "integer": "a whole number", "number": "a number"}
+_CALLED = {
+    "object": "a table",
+    "array": "a list",
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+}
 
 
 @functools.cache
@@ -105,8 +114,7 @@ def _check_scalar(value: Any, schema: Schema, path: tuple[str, ...]) -> Iterator
     if "maximum" in schema and not value <= schema["maximum"]:
         yield path, f"{value} is more than {schema['maximum']}"
     if "pattern" in schema and not _matches(schema["pattern"], value):
-        meant = schema.get("description", "").rstrip(".")
-        yield path, f"{_shown(value)} is not {_article(meant)}" if meant else f"{_shown(value)} has the wrong form"
+        yield path, f"{_shown(value)} is not {schema['form']}"
 
 
 def _check_one_of(value: Any, branches: Sequence[Schema], path: tuple[str, ...]) -> Iterator[Found]:
@@ -125,6 +133,10 @@ def _check_one_of(value: Any, branches: Sequence[Schema], path: tuple[str, ...])
     if not fitting:
         called = " or ".join(dict.fromkeys(_CALLED.get(branch["type"], f"a {branch['type']}") for branch in branches))
         yield path, f"{_shown(value)} is not {called}"
+        return
+    if "enum" in fitting[0] and value not in fitting[0]["enum"]:
+        others = [_CALLED[branch["type"]] for branch in branches if branch is not fitting[0]]
+        yield path, f"{_shown(value)} is neither {' nor '.join([*map(json.dumps, fitting[0]['enum']), *others])}"
         return
     yield from check(value, fitting[0], path)
 
@@ -150,10 +162,6 @@ def _is(value: Any, kind: str) -> bool:
 def _shown(value: Any) -> str:
     words = json.dumps(value, default=str, ensure_ascii=False)
     return words if len(words) <= 60 else f"{words[:57]}..."
-
-
-def _article(meant: str) -> str:
-    return meant[0].lower() + meant[1:]
 
 
 def suggestion(word: str, known: Sequence[str] | dict[str, Any]) -> str:

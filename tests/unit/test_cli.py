@@ -201,8 +201,8 @@ def test_a_bad_configuration_ends_in_2_and_is_told_by_each_command(
     config.write_text("[apps.web]")
     assert cli.main([*command.split(), "--root", str(tmp_path)]) == 2
     shown = capsys.readouterr()
-    for sentence in ("apps.web.deploy_to: is missing", "apps.web.source: is missing", "roles: is missing"):
-        assert f"bootagent: {config}: {sentence}\n" in shown.err
+    for sentence in ("apps.web.deploy_to: is missing\n", "apps.web.source: is missing\n", "roles: is missing: it"):
+        assert f"bootagent: {config}: {sentence}" in shown.err
 
 
 def test_a_refused_run_is_remembered_and_told_as_json(

@@ -223,6 +223,17 @@ def test_a_configuration_that_cannot_be_meant_is_refused_whatever_the_tags(more:
     assert found.startswith(said)
 
 
+def test_without_roles_each_mode_says_what_to_run() -> None:
+    assert running({"Environment": "review", **QUEUE}, IMAGE + '[modes.review]\napps = "*"\n').keys() == {
+        "db",
+        "web",
+        "docs",
+    }
+    for modes in (MODES, "", "[modes]\n"):
+        (said,) = problems(IMAGE + modes)
+        assert said.startswith("roles: is missing: it says which apps an instance runs"), modes
+
+
 # --- what is waited for ------------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import datetime
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -202,6 +203,7 @@ def test_it_uses_only_words_our_reader_knows() -> None:
         *("$schema", "$defs", "$ref", "title", "description", "default", "type", "oneOf", "const", "enum"),
         *("properties", "additionalProperties", "propertyNames", "required", "items", "minItems", "pattern"),
         *("minimum", "maximum"),
+        "form",  # not one of JSON Schema's, which has readers pass over what they do not know
     }
 
     def words(one: Table) -> Iterator[str]:
@@ -395,6 +397,10 @@ def test_a_value_does_not_end_in_a_newline(path: Path, value: Any) -> None:
     assert told(replaced(FULL, path, value))
 
 
+ABSOLUTE = 'an absolute path without ".." and control characters'
+NAME = 'a word of at most 63 letters, digits, "_" and "-" that begins with a letter or digit'
+
+
 # --- what it says ------------------------------------------------------------------------------------------------
 
 
@@ -416,8 +422,8 @@ def test_a_value_does_not_end_in_a_newline(path: Path, value: Any) -> None:
         (("apps", "web", "keep_releases"), 0, None, "0 is less than 1"),
         (("apps", "web", "keep_releases"), True, None, "true is not a whole number"),
         (("apps", "web", "keep_releases"), "5", None, '"5" is not a whole number'),
-        (("apps", "web", "deploy_to"), "srv", None, '"srv" is not an absolute path without ".."'),
-        (("apps", "web", "deploy_to"), "/a/../b", None, '"/a/../b" is not an absolute path without ".."'),
+        (("apps", "web", "deploy_to"), "srv", None, f'"srv" is not {ABSOLUTE}'),
+        (("apps", "web", "deploy_to"), "/a/../b", None, f'"/a/../b" is not {ABSOLUTE}'),
         (("apps", "web", "linked_dirs"), "log", None, '"log" is not a list'),
         (("apps", "web", "linked_files"), [3], "apps.web.linked_files.[0]", "3 is not a string or a table"),
         (("apps", "web", "hooks", "prepare"), "make all", None, '"make all" is not a list'),
@@ -426,8 +432,8 @@ def test_a_value_does_not_end_in_a_newline(path: Path, value: Any) -> None:
         (("apps", "web", "hooks", "within"), [], None, "[] is not a number or a string"),
         (("apps", "web", "limits", "unpacked"), "2 GB", None, '"2 GB" is not a size such as "512MiB" or "20GB"'),
         (("apps", "web", "user"), "a b", None, '"a b" is not a user or group name'),
-        (("roles", "web", "apps"), "web", None, "\"web\" is not one of '*'"),
-        (("apps", "web.b"), SMALLEST["apps"]["web"], None, 'is no good name: "web.b" has the wrong form'),
+        (("roles", "web", "apps"), "web", None, '"web" is neither "*" nor a list'),
+        (("apps", "web.b"), SMALLEST["apps"]["web"], None, f'is no good name: "web.b" is not {NAME}'),
     ],
 )  # fmt: skip
 def test_each_error_says_where_and_what(path: Path, value: Any, where: str | None, sentence: str) -> None:
@@ -450,8 +456,38 @@ def test_everything_wrong_is_told_at_once() -> None:
     ]
 
 
-def test_an_empty_document_misses_both_halves() -> None:
-    assert told({}) == [("apps", "is missing"), ("roles", "is missing")]
+def test_an_empty_document_misses_its_apps() -> None:
+    assert told({}) == [("apps", "is missing")]
+
+
+def forms(one: Table, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Table]]:
+    """Every pattern of the schema, by where it is."""
+    if "pattern" in one:
+        yield ".".join(path), one
+    for key in ("properties", "$defs"):
+        for name, below in one.get(key, {}).items():
+            yield from forms(below, (*path, name))
+    for key in ("additionalProperties", "propertyNames", "items"):
+        if isinstance(one.get(key), dict):
+            yield from forms(one[key], (*path, key))
+    for index, branch in enumerate(one.get("oneOf", [])):
+        yield from forms(branch, (*path, str(index)))
+
+
+FORMS = list(forms(schema.root()))
+
+
+@pytest.mark.parametrize(("where", "one"), FORMS, ids=[where for where, _ in FORMS])
+def test_every_pattern_says_what_it_wants_as_the_end_of_a_sentence(where: str, one: Table) -> None:
+    refused = next(value for value in ("", "..\n", "-x\n", "x" * 300 + "\n") if list(schema.check(value, one)))
+    ((_, sentence),) = schema.check(refused, one)
+    assert sentence.endswith(f" is not {one['form']}"), where
+    # Nothing that begins or ends like a sentence of its own, such as the description of a key.
+    assert one["form"][0].islower() or one["form"][0] in "\"'" or one["form"].startswith("SERVICE"), one["form"]
+    assert not one["form"].endswith((".", ":", ";")), one["form"]
+    # What is quoted as an example fits.
+    for quoted in re.findall(r'(?:such as|from|or) "?([a-z0-9/:.-]*[0-9][a-zA-Z0-9/:.-]*|/dev/sd[a-z])"?', one["form"]):
+        assert list(schema.check(quoted, one)) == [], quoted
 
 
 def test_a_long_value_is_not_repeated_whole() -> None:
