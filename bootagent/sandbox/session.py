@@ -17,12 +17,14 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TextIO
 
+from bootagent import state
 from bootagent.config import document, resolve
 from bootagent.config.model import App, Config, EbsSource, S3Source
 from bootagent.errors import BootagentError, ConfigError, UsageError
 from bootagent.instance import user_data_tags
 from bootagent.machine import Machine
-from bootagent.sandbox import example
+from bootagent.sandbox import example, furnish, launch
+from bootagent.sandbox.autoscaling import AutoScaling
 from bootagent.sandbox.cloud import FOREIGN_PREFIXES, Cloud
 from bootagent.sandbox.disks import Disks
 from bootagent.sandbox.init import adopt_orphans, end_descendants
@@ -31,6 +33,7 @@ from bootagent.sandbox.repository import FORMATS, archive, deploy_to, release
 from bootagent.sandbox.scratch import scratch_root
 from bootagent.sandbox.supervisor import PYTHONPATH, Supervisor
 from bootagent.sandbox.surroundings import surroundings
+from bootagent.telling import console_line
 
 CONFIG = "/etc/bootagent/config.toml"
 SUPERVISOR_LOG = "/var/log/runsvdir.log"
@@ -49,7 +52,8 @@ class SandboxOptions:
 
     - ``tags``: the instance's tags
     - ``publish``: app name → git repository, published before the boot to where the app's source looks
-    - ``files``: absolute path on the machine → a file to put there before the boot
+    - ``files``: absolute path on the machine → a file or a tree to put there before the boot; of a tree root keeps
+      the owners
     - ``root``: the machine's root, an empty or absent directory; a temporary one when None
     - ``user_data``: a file with the instance's user-data
     - ``secrets``: where a secret is kept (``ssm:NAME``, ``secretsmanager:NAME``) → its value; others are made up
@@ -76,7 +80,7 @@ def run(options: SandboxOptions, out: TextIO, *, argv0: Sequence[str] = _BOOTAGE
         try:
             with Sandbox(options, out, argv0=argv0) as sandbox:
                 sandbox.publish_all()
-                code = sandbox.bootagent("reconfigure", "--log", "text")
+                code = sandbox.boot()
                 if options.keep:
                     sandbox.invite()
                     _wait_for_interrupt()
@@ -105,6 +109,7 @@ class Sandbox:
         self._running = contextlib.ExitStack()
         self._user_data: bytes | None = None
         self._disks: Disks | None = None
+        self._group: AutoScaling | None = None
         self.example = None
 
     @property
@@ -131,7 +136,7 @@ class Sandbox:
         if self._options.config is None:
             self._options = self._with_example()
         if self._options.user_data:
-            self._user_data = _read(self._options.user_data)
+            self._user_data = furnish.read(self._options.user_data)
         self._furnish()
         wants_disks = self._wants_disks()
         if wants_disks:
@@ -143,7 +148,7 @@ class Sandbox:
             contents = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bootagent-disks-")))
             self._disks = stack.enter_context(Disks(self.cloud, LoopHost(self.root), contents))
         with contextlib.suppress(ConfigError):  # which the boot will tell of
-            stack.enter_context(surroundings(self.cloud, self._config(), self._options.secrets))
+            self._group = stack.enter_context(surroundings(self.cloud, self._config(), self._options.secrets))
         services = self.machine.real("/etc/service")
         stack.enter_context(Supervisor(services, log=self.machine.real(SUPERVISOR_LOG)))
 
@@ -166,18 +171,25 @@ class Sandbox:
 
     def _furnish(self) -> None:
         assert self._options.config is not None
-        files = {**self._options.files, CONFIG: self._options.config}
-        for path, source in files.items():
-            place = self.machine.real(path)
-            self.machine.make_directory(place.parent)
-            mode = 0o600 if path == CONFIG else source.stat().st_mode & 0o755 if source.exists() else 0o644
-            self.machine.write(place, _read(source), mode=mode)
+        for place, source in self._options.files.items():
+            (furnish.put_tree if source.is_dir() else furnish.put_file)(self.machine, place, source)
+        furnish.put_file(self.machine, CONFIG, self._options.config, mode=0o600)
 
     # --- acting on it ----------------------------------------------------------------------------------------
 
+    def boot(self) -> int:
+        """Boot, and answer the group that waits for it; the exit code is the run's."""
+        waited = self._group is not None and any(hook.transition == "launching" for hook in self._group.hooks)
+        with launch.escorted(self.machine, self._start) if waited else contextlib.nullcontext():
+            code = self.bootagent("reconfigure", "--log", "text")
+        if self._group:
+            self._out.write(f"for its autoscaling group the instance is {self._group.state}\n")
+        self._show_console()
+        return code
+
     def bootagent(self, command: str, *words: str) -> int:
         """Run a bootagent command on the machine, what it prints passed through; its exit code."""
-        return self._run([*self._argv0, command, "--root", str(self.root), *words])
+        return self._run(self._argv(command, *words))
 
     def publish_all(self) -> None:
         """Publish every repository the options name, to where the instance will look for it."""
@@ -254,10 +266,26 @@ class Sandbox:
         }
         return resolve.resolve(self._document(), facts, self._tags())
 
-    def _run(self, argv: Sequence[str]) -> int:
-        """Run a program of ours in the cloud's environment, its output on the same terminal as ours."""
+    def _show_console(self) -> None:
+        """The line that a real instance would have written to its console: the simulated one has none."""
+        known = state.load(self.machine)
+        with contextlib.suppress(ConfigError):  # which the boot has told of
+            if known.last_run and resolve.telling(self._document()).console:
+                self._out.write(f"on the console: {console_line.line(known)}\n")
+
+    def _argv(self, command: str, *words: str) -> list[str]:
+        return [*self._argv0, command, "--root", str(self.root), *words]
+
+    def _start(self, *words: str) -> subprocess.Popen[bytes]:
+        return self._started(self._argv(*words))
+
+    def _started(self, argv: Sequence[str]) -> subprocess.Popen[bytes]:
+        """Start a program of ours in the cloud's environment, its output on the same terminal as ours."""
         self._out.flush()
-        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=self._out, env=self._environment())
+        return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=self._out, env=self._environment())
+
+    def _run(self, argv: Sequence[str]) -> int:
+        process = self._started(argv)
         try:
             return process.wait()
         except BaseException:
@@ -326,13 +354,6 @@ class Sandbox:
                 command = shlex.join(["bootagent", "publish", str(source), "--repo", str(repository)])
                 commands[command] = f"the next release of {app}"
         return commands
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise UsageError(f"cannot read {file}: {error.strerror}") from None
 
 
 # --- ends ----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What a configuration expects around an instance, made up in the simulated cloud: balancers, addresses and secrets."""
+"""What a configuration expects around an instance, made up in the simulated cloud: balancers, secrets, its group."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import json
 from collections.abc import Iterator, Mapping
 from urllib.parse import urlsplit
 
-from bootagent.config.model import Config, Secret, Traffic
+from bootagent.config.model import Config, Lifecycle, Secret, Traffic
 from bootagent.errors import UsageError
 from bootagent.sandbox.addresses import Addresses
+from bootagent.sandbox.autoscaling import AutoScaling, Hook
 from bootagent.sandbox.balancer_api import LoadBalancing
 from bootagent.sandbox.balancer_model import HealthCheck
 from bootagent.sandbox.cloud import Cloud
@@ -21,8 +22,10 @@ _SSM, _MANAGER = "ssm:", "secretsmanager:"
 
 
 @contextlib.contextmanager
-def surroundings(cloud: Cloud, config: Config, given: Mapping[str, str]) -> Iterator[None]:
+def surroundings(cloud: Cloud, config: Config, given: Mapping[str, str]) -> Iterator[AutoScaling | None]:
     """Have a cloud hold what ``config`` names; ``given`` are the values of secrets, by where they are kept.
+
+    Where it names lifecycle hooks, a group has launched the instance, and waits: that group is what there is inside.
 
     Raises UsageError for a secret that is kept nowhere we know.
     """
@@ -32,7 +35,7 @@ def surroundings(cloud: Cloud, config: Config, given: Mapping[str, str]) -> Iter
         if traffic := config.traffic:
             _balance(stack, cloud, traffic, _port(config))
             _address(stack, cloud, traffic)
-        yield
+        yield _launched(stack, cloud, config.lifecycle) if config.lifecycle else None
 
 
 def _balance(stack: contextlib.ExitStack, cloud: Cloud, traffic: Traffic, port: int) -> None:
@@ -51,6 +54,17 @@ def _balance(stack: contextlib.ExitStack, cloud: Cloud, traffic: Traffic, port: 
 def _address(stack: contextlib.ExitStack, cloud: Cloud, traffic: Traffic) -> None:
     if wanted := traffic.elastic_ip:
         stack.enter_context(Addresses(cloud)).allocate(dict(wanted.tags), allocation=wanted.allocation)
+
+
+def _launched(stack: contextlib.ExitStack, cloud: Cloud, lifecycle: Lifecycle) -> AutoScaling:
+    bucket = urlsplit(lifecycle.diagnosis or "").netloc
+    if bucket and "{" not in bucket and bucket not in cloud.buckets():
+        cloud.create_bucket(bucket)
+    hooks = [Hook(lifecycle.launching, "launching")] if lifecycle.launching else []
+    hooks += [Hook(lifecycle.terminating, "terminating")] if lifecycle.terminating else []
+    group = stack.enter_context(AutoScaling(cloud, hooks=hooks))
+    group.launch()
+    return group
 
 
 def _port(config: Config) -> int:

@@ -228,7 +228,9 @@ def test_what_a_stop_keeps_for_the_next_run_a_reset_does_not(
     assert ran.code == 0, ran.stderr
     assert agent("stop").code == 0
     assert (own["run/bootagent/hooks"] / "web").read_text() == "1\n", "it has been run, and is not run again"
-    assert (own["var/lib/bootagent/environment"] / "web/current/common/A").read_text() == "1", "needed without a network"
+    assert (own["var/lib/bootagent/environment"] / "web/current/common/A").read_text() == "1", (
+        "needed without a network"
+    )
     assert 'outcome="stopped"} 1' in own[metrics].read_text()
 
     for _ in range(2):

@@ -13,6 +13,7 @@ import pytest
 
 from bootagent.sandbox import example
 from tests.conftest import processes_of
+from tests.host.git_server import Repository
 
 NOBODY = 65534
 
@@ -121,3 +122,46 @@ def test_volumes(machine_root: Path) -> None:
     assert "hello.server is healthy" in said
     # Other tests have disks of their own at the same time.
     assert str(machine_root) not in subprocess.run(["losetup"], capture_output=True, text=True, check=True).stdout
+
+
+def test_what_an_image_holds_and_a_group_that_waits(machine_root: Path) -> None:
+    """Trees come with their owners, a repository is one of the machine's, and the launch is answered."""
+    sample = example.write(machine_root)
+    Repository(machine_root / "env.git", machine_root / "work", None).commit({"common/GREETING": "hello"})
+    data = machine_root / "data"
+    (data / "dump").mkdir(parents=True)
+    (data / "dump/current").symlink_to("7")
+    user = ""
+    if os.geteuid() == 0:
+        user = 'user = "nobody"'
+        for path in (data, data / "dump"):
+            os.chown(path, NOBODY, -1)
+    environment = '[apps.hello.environment]\nurl = "file:///srv/git/env.git"\nref = "main"\nlayers = ["common"]\n'
+    databases = f"""
+[apps.databases]
+deploy_to = "/var/lib/redis"
+{user}
+source = {{ type = "image", copy = false }}
+[apps.databases.services.redis]
+command = ["sh", "-c", "readlink dump/current; touch dump/running && exec sleep 1000"]
+stable_for = "300ms"
+"""
+    group = '[lifecycle]\nlaunching = "ready"\nsustained = "1s"\ndiagnosis = "s3://ops/launches"\n'
+    config = sample.config.read_text().replace('apps = ["hello"]', 'apps = "*"')
+    sample.config.write_text(f"{config}\n{environment}{databases}{group}")
+    options = {
+        "--config": sample.config,
+        "--tag": "Role=web",
+        "--publish": f"hello={sample.repository}",
+        "--file": f"/etc/hello/settings.json={sample.settings}",
+    }
+    words = [str(word) for pair in options.items() for word in pair] + ["--tag", "Environment=staging"]
+    trees = ["--file", f"/var/lib/redis={data}", "--file", f"/srv/git/env.git={machine_root}/env.git"]
+    code, said = bootagent(machine_root, "sandbox", *words, *trees)
+    assert code == 0, said
+    assert "databases.redis is healthy" in said
+    assert re.search(r"check out \w+ of file:///srv/git/env.git, the environment of hello", said)
+    assert "launch: continued" in said
+    assert "for its autoscaling group the instance is InService" in said
+    assert re.search(r"on the console: bootagent: done, .*, \d+ s\n", said)
+    assert not (data / "dump/running").exists(), "the copy is what it works on"
