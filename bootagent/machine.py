@@ -131,6 +131,12 @@ class Machine:
         extra = tuple(gid for gid in os.getgrouplist(user, entry.pw_gid) if gid != main.gr_gid)
         return Identity(user, main.gr_name, entry.pw_uid, main.gr_gid, extra, entry.pw_dir)
 
+    def identity_of(self, uid: int) -> Identity | None:
+        """The identity of a user id; None, for as we are, when there is no such user any more."""
+        with contextlib.suppress(KeyError):
+            return self.identity(pwd.getpwuid(uid).pw_name)
+        return None
+
     # --- programs --------------------------------------------------------------------------------------------
 
     def run(

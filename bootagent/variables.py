@@ -15,7 +15,7 @@ from bootagent.environment.fetch import Asked
 from bootagent.errors import UsageError
 from bootagent.machine import MINIMAL_ENVIRONMENT, Identity, Machine, login_environment
 from bootagent.plan import environment, parts
-from bootagent.services import runtimes, servicedir
+from bootagent.services import leftovers, runtimes
 
 #: Where a variable comes from, when it is neither a directory nor a secret's origin.
 MINIMAL, LOGIN, CONFIGURED, AGENT, SHIMS = "minimal", "login", "configuration", "the agent", "version manager"
@@ -55,9 +55,7 @@ def of_service(machine: Machine, config: Config, wanted: str) -> list[Variable]:
         else:
             found[secret.name] = secret
     _add(found, dict(service.env), CONFIGURED)
-    _add(
-        found, {servicedir.VARIABLE: str(machine.real(config.runit.definitions) / f"{app.name}.{service.name}")}, AGENT
-    )
+    _add(found, {leftovers.VARIABLE: str(machine.real(config.runit.definitions) / f"{app.name}.{service.name}")}, AGENT)
     _add(found, _shims(machine, app, service, found, identity), SHIMS)
     return [*(found[name] for name in sorted(found)), *later]
 

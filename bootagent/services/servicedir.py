@@ -18,7 +18,6 @@ import contextlib
 import hashlib
 import json
 import os
-import pwd
 import shlex
 import stat
 from collections.abc import Mapping
@@ -29,7 +28,7 @@ from typing import IO
 from bootagent import beneath
 from bootagent.errors import BootagentError, MachineError
 from bootagent.machine import MINIMAL_ENVIRONMENT, Identity, Machine, login_environment
-from bootagent.services import boot_order, cgroups, runit
+from bootagent.services import boot_order, cgroups, leftovers, runit
 from bootagent.services.runscript import RunScript, together
 from bootagent.services.runtimes import Shims
 from bootagent.services.servicefiles import FREE, Confinement, Files, confined
@@ -41,8 +40,6 @@ PATIENCE = "stop_within"
 STOP_SECONDS = 10.0
 #: Where logs go unless configured; what is there is ours to give to whoever the service's user is now.
 OWN_LOGS = "/var/log/bootagent/"
-#: In the environment of all that a service starts, the real path of its directory: so what it left behind is known.
-VARIABLE = "BOOTAGENT_SERVICE"
 _TAIL_LINES = 5
 _TAIL_BYTES = 8192
 
@@ -85,7 +82,7 @@ def remove(machine: Machine, definitions: str, service_dir: str, name: str, *, w
     link = machine.real(service_dir) / name
     if runit.is_supervised(outer / "service"):
         owner = (outer / "service" / "supervise").stat()
-        runit.stop(machine, outer / "service", within=within, identity=identity_of(machine, owner.st_uid))
+        runit.stop(machine, outer / "service", within=within, identity=machine.identity_of(owner.st_uid))
     link.unlink(missing_ok=True)
     if runit.is_supervised(outer):
         runit.leave(machine, outer, within=within)
@@ -100,13 +97,6 @@ def _forget_secrets(machine: Machine, name: str) -> None:
     machine.remove_tree(place)
     with contextlib.suppress(OSError):  # others are in it
         place.parent.rmdir()
-
-
-def identity_of(machine: Machine, uid: int) -> Identity | None:
-    """The identity of a user id; None, for as we are, when there is no such user any more."""
-    with contextlib.suppress(KeyError):
-        return machine.identity(pwd.getpwuid(uid).pw_name)
-    return None
 
 
 LogEnd = tuple[int, int]
@@ -203,6 +193,7 @@ class ServiceDirectory:
         before = _present(outer)
         if runit.is_supervised(inner):
             runit.stop(machine, inner, within=stop_within, identity=self.identity)
+            leftovers.end(machine, outer, stop_within)  # the work of one release beside that of another
         for path in before.keys() - wanted.keys():
             (outer / path).unlink()
         for path, (content, mode) in wanted.items():
@@ -279,7 +270,7 @@ class ServiceDirectory:
         """All variables of the service but for its secrets; None for those it is not to have."""
         common = {**MINIMAL_ENVIRONMENT, **login_environment(self.identity)}
         given: dict[str, str | None] = {name: value for name, value in common.items() if name not in self.without}
-        given |= {**dict(self.env), VARIABLE: str(self.outer(machine))}
+        given |= {**dict(self.env), leftovers.VARIABLE: str(self.outer(machine))}
         return {**given, **(self.shims.over(given) if self.shims else {})}
 
     def _outer_files(self, machine: Machine) -> list[tuple[str, bytes, int]]:

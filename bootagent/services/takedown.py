@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bootagent.deadline import NO_HURRY, Deadline, cut
 from bootagent.machine import Identity, Machine, Note
-from bootagent.services import boot_order, runit, servicedir
+from bootagent.services import boot_order, runit
 from bootagent.turns import turns
 
 #: A service that runsv finds with it is not started: runsv(8). The next run takes it away.
@@ -51,7 +51,7 @@ def _stop(machine: Machine, inner: Path, wanted: float, until: Deadline) -> None
     if not runit.is_supervised(inner) and inner.is_dir():
         machine.write(inner / DOWN, b"")  # runsvdir may be about to find it
     if runit.is_supervised(inner):
-        identity = servicedir.identity_of(machine, (inner / "supervise").stat().st_uid)
+        identity = machine.identity_of((inner / "supervise").stat().st_uid)
         within = until.grant(wanted)
         runit.stop(machine, inner, within=within, identity=identity, cut=cut(within, wanted))
         _end_finish(machine, inner, identity)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from bootagent import processes
 from bootagent.sandbox.cloud import Cloud
 from bootagent.sandbox.supervisor import Supervisor
 from bootagent.services import runit
@@ -88,6 +89,22 @@ def test_what_runs_and_works_no_more_is_restarted_once(stage: Stage, web: App, a
     assert "web.server is restarted, as it does not work any more" in ran.stderr
     assert web.answer() == "one" and web.pid() != pid
     assert stage.release_state("web", web.current) == "good"
+
+
+def test_a_restart_leaves_no_process_of_the_old_release(stage: Stage, web: App, agent: Agent) -> None:
+    stage.configure(web.config(service=own("job", f'command = ["./job"]\nstop_within = "2s"\n{QUICK}')))
+    # A child that has left its parent's session, and takes no TERM.
+    job = "#!/bin/sh\nsetsid sh -c 'trap \"\" TERM; while :; do sleep 1; done' &\nexec sleep 1000\n"
+    web.publish("one", {**web.tree("one"), "job": job})
+    ran = agent("reconfigure")
+    assert ran.code == 0, ran.stderr
+    first, one = web.pid("job"), web.current
+    web.publish("two", {**web.tree("two"), "job": job})
+    ran = agent("reconfigure")
+    assert ran.code == 0, ran.stderr
+    assert not _alive(first)
+    assert "TERM to what web.job left behind" in ran.stderr and "KILL to what web.job left behind" in ran.stderr
+    assert [process for process in processes.all().values() if one in _cwd(process.pid)] == []
 
 
 def test_a_role_narrows_the_services(stage: Stage, web: App, agent: Agent) -> None:
@@ -218,6 +235,13 @@ def _alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def _cwd(pid: int) -> str:
+    try:
+        return str(Path(f"/proc/{pid}/cwd").readlink())
+    except OSError:
+        return ""
 
 
 def test_a_changed_environment_restarts_only_that_service(stage: Stage, web: App, agent: Agent, cloud: Cloud) -> None:
