@@ -137,7 +137,7 @@ def check(options: argparse.Namespace) -> int:
 def keys(options: argparse.Namespace) -> int:
     """The keys of the configuration."""
     from bootagent import console
-    from bootagent.config import reference
+    from bootagent.config import coordinates, reference
 
     found = [key for key in reference.all_keys() if options.word in key.path]
     if not found:
@@ -145,9 +145,11 @@ def keys(options: argparse.Namespace) -> int:
     if options.json:
         print_json([vars(key) for key in found])
     else:
-        print(
-            console.table([[key.path, key.default or "-", key.meaning] for key in found], ["KEY", "DEFAULT", "MEANING"])
-        )
+        rows = [[key.path, key.default or "-", "{}" if key.filled_in else "", key.meaning] for key in found]
+        print(console.table(rows, ["KEY", "DEFAULT", "", "MEANING"]))
+        if any(key.filled_in for key in found):
+            names = ", ".join(f"{{{name}}}" for name in (*coordinates.NAMES, "tag:KEY"))
+            print(f"\n{{}}: {names} are filled in")
     return EXIT_DONE
 
 

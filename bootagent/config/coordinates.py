@@ -6,7 +6,7 @@ Tag values are untrusted text, so what goes into a path or URL must be one plain
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bootagent.config.schema import suggestion
@@ -63,6 +63,14 @@ TRAFFIC_FIELDS: Fields = {
 #: The same in what the lifecycle hooks want.
 LIFECYCLE_FIELDS: Fields = {("diagnosis",): True}
 
+#: All of them, where they are in a configuration.
+EVERYWHERE: tuple[tuple[str, ...], ...] = (
+    *(("apps", "*", *path) for path in FIELDS),
+    *(("roles", "*", "volumes", "*", *path) for path in VOLUME_FIELDS),
+    *(("roles", "*", "traffic", *path) for path in TRAFFIC_FIELDS),
+    *(("lifecycle", *path) for path in LIFECYCLE_FIELDS),
+)
+
 
 def names_in(text: str) -> list[str]:
     """The names a text interpolates, in order."""
@@ -71,7 +79,8 @@ def names_in(text: str) -> list[str]:
 
 def texts(table: Mapping[str, Any], fields: Fields = FIELDS) -> list[tuple[tuple[str, ...], str]]:
     """Every text of a table in which values are filled in, with its path; of an app's, unless ``fields`` are others."""
-    return [(path, text) for pattern in fields for path, text in _matching(table, pattern, ())]
+    found = [one for pattern in fields for one in matching(table, pattern)]
+    return [(path, text) for path, text in found if isinstance(text, str)]
 
 
 def is_strict(path: tuple[str, ...], fields: Fields = FIELDS) -> bool:
@@ -82,16 +91,17 @@ def is_strict(path: tuple[str, ...], fields: Fields = FIELDS) -> bool:
     raise KeyError(path)
 
 
-def _matching(value: Any, pattern: tuple[str, ...], path: tuple[str, ...]) -> list[tuple[tuple[str, ...], str]]:
+def matching(value: Any, pattern: Sequence[str], path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
+    """Every value in a table at a place that ``pattern`` is of, with its path."""
     if not pattern:
-        return [(path, value)] if isinstance(value, str) else []
+        return [(path, value)]
     if isinstance(value, list):
         items = [(f"[{index}]", item) for index, item in enumerate(value)] if pattern[0] == "*" else []
     elif isinstance(value, dict):
         items = [(key, item) for key, item in value.items() if pattern[0] in ("*", key)]
     else:
         items = []
-    return [found for key, item in items for found in _matching(item, pattern[1:], (*path, key))]
+    return [found for key, item in items for found in matching(item, pattern[1:], (*path, key))]
 
 
 def unknown(text: str, *, strict: bool) -> list[str]:

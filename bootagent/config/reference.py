@@ -7,18 +7,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from bootagent.config import schema
+from bootagent.config import coordinates, schema
 
 Schema = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Key:
-    """One key. ``path`` is as TOML writes it, NAME standing for any; ``default`` is empty when there is none."""
+    """One key. ``path`` is as TOML writes it, NAME standing for any; ``default`` is empty when there is none.
+
+    ``filled_in``: in its texts, or some of them, ``{environment}`` and the like are filled in.
+    """
 
     path: str
     default: str
     meaning: str
+    filled_in: bool
 
 
 def all_keys() -> list[Key]:
@@ -48,5 +52,12 @@ def _one(path: str, raw: Schema) -> Iterator[Key]:
     below = list(_below(path, found))
     if meaning or not below:
         default = raw.get("default", found.get("default"))
-        yield Key(path, "" if default is None or below else json.dumps(default, ensure_ascii=False), str(meaning))
+        shown = "" if default is None or below else json.dumps(default, ensure_ascii=False)
+        yield Key(path, shown, str(meaning), _is_filled_in(path, leaf=not below))
     yield from below
+
+
+def _is_filled_in(path: str, *, leaf: bool) -> bool:
+    """Whether values are filled in here, or somewhere below where no key of its own tells it."""
+    place = ["*" if part == "NAME" else part.partition("(")[0] for part in path.split(".")]
+    return any(list(one[: len(place)]) == place and (leaf or len(one) == len(place)) for one in coordinates.EVERYWHERE)

@@ -15,6 +15,17 @@ from bootagent.config.storage import place
 
 Table = dict[str, Any]
 
+#: No hook keeps an instance waiting for longer: Amazon EC2 Auto Scaling, "Lifecycle hooks", its limits.
+LAUNCH_SECONDS = 48 * 3600
+#: Where no time at all would leave nothing that could ever be done; "*" stands for any key.
+_DEADLINES = (
+    ("apps", "*", "hooks", "within"),
+    ("apps", "*", "limits", "within"),
+    ("apps", "*", "source", "within"),
+    ("roles", "*", "volumes", "*", "within"),
+    ("roles", "*", "traffic", "within"),
+)
+
 #: Looking for a new release costs a process and a read of the source.
 WATCH_SECONDS = 10
 
@@ -32,8 +43,9 @@ def check(tables: Table, *, filled: bool = False) -> Iterator[Found]:
     if not filled:  # what does not run here may well be named
         yield from order.check_after(apps)
     if "lifecycle" in tables and not filled:
-        for path, sentence in _check_names(tables["lifecycle"], coordinates.LIFECYCLE_FIELDS):
+        for path, sentence in _check_lifecycle(tables["lifecycle"]):
             yield ("lifecycle", *path), sentence
+    yield from _check_deadlines(tables)
     for name, app in apps.items():
         if not filled:
             for path, sentence in _check_names(app, coordinates.FIELDS):
@@ -53,6 +65,24 @@ def check(tables: Table, *, filled: bool = False) -> Iterator[Found]:
         for volume, table in role["volumes"].items() if not filled else ():
             for path, sentence in _check_names(table, coordinates.VOLUME_FIELDS):
                 yield ("roles", name, "volumes", volume, *path), sentence
+
+
+def _check_lifecycle(lifecycle: Table) -> Iterator[Found]:
+    yield from _check_names(lifecycle, coordinates.LIFECYCLE_FIELDS)
+    sustained, most = lifecycle["sustained"], lifecycle["give_up_after"]
+    if seconds(sustained) >= seconds(most):
+        yield ("sustained",), f"{sustained!r} is not less than give_up_after, {most!r}: no launch would be continued"
+    if seconds(most) > LAUNCH_SECONDS:
+        yield ("give_up_after",), f"{most!r} is longer than any hook waits, which is 48h"
+    if "launching" in lifecycle and lifecycle["launching"] == lifecycle.get("terminating"):
+        yield ("terminating",), f"{lifecycle['launching']!r} is the hook at launch: one hook is not both"
+
+
+def _check_deadlines(tables: Table) -> Iterator[Found]:
+    for pattern in _DEADLINES:
+        for path, value in coordinates.matching(tables, pattern):
+            if not seconds(value):
+                yield path, f"{value!r} leaves no time at all"
 
 
 def _check_traffic(traffic: Table, *, filled: bool) -> Iterator[Found]:

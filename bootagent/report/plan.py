@@ -8,7 +8,7 @@ from typing import Any
 
 from bootagent.agent.deployment import POOLED, PREPARING
 from bootagent.console import table
-from bootagent.errors import BootagentError
+from bootagent.errors import BootagentError, plain
 from bootagent.machine import Machine
 from bootagent.plan import PHASES, Attachment, Lane, Plan
 from bootagent.steps.base import Step
@@ -83,6 +83,16 @@ def text(lanes: Sequence[Facts]) -> str:
     blocks = []
     for lane in lanes:
         head = f"{lane['app']}: {lane['intent']} {lane['release'] or ''}".rstrip() + f" ({lane['reason']})"
-        rows = [[f"  {step['phase']}", step["verdict"], step["step"]] for step in lane["steps"]]
-        blocks.append(head + ("\n" + table(rows, ["  PHASE", "VERDICT", "STEP"]) if rows else ""))
+        blocks.append("\n".join([head, *_lines(lane["steps"])]))
     return "\n\n".join(blocks)
+
+
+def _lines(steps: Sequence[Facts]) -> list[str]:
+    """A table of the steps; why one cannot be told of is below it, for that may be long."""
+    if not steps:
+        return []
+    told = [step["verdict"].partition(": ") for step in steps]
+    rows = [[f"  {step['phase']}", verdict, step["step"]] for step, (verdict, _, _) in zip(steps, told, strict=True)]
+    head, *lines = table(rows, ["  PHASE", "VERDICT", "STEP"]).split("\n")
+    reasons = [[f"    | {line}" for line in plain(why).splitlines()] for _, _, why in told]
+    return [head, *(line for row, why in zip(lines, reasons, strict=True) for line in (row, *why))]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import time
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from bootagent import journal, lock, release, state
 from bootagent.console import table
 from bootagent.errors import EXIT_DEGRADED, EXIT_DONE, EXIT_FAILED, EXIT_TRY_LATER, EXIT_USAGE, BootagentError, plain
 from bootagent.machine import Machine
+from bootagent.plan.volumes import is_snapshot
 from bootagent.services import runit, servicedir
 from bootagent.survey import traffic_told
 
@@ -96,14 +96,17 @@ def _under_way(machine: Machine) -> Facts:
 
 
 def _app_status(machine: Machine, name: str, app: state.AppState, definitions: str) -> Facts:
-    layout = release.Layout()
+    layout, seen = release.Layout(), True
     if app.in_place:  # where it is read from may hang whoever looks; what serves has been written down
         if app.proven and app.proven in app.releases:
             layout = release.Layout(app.proven, releases=(app.proven,))
     else:
-        with contextlib.suppress(BootagentError, OSError):  # what is wrong with it, the next run will say
+        try:
             layout = release.observe(machine, app.deploy_to)
-    shown = sorted({*layout.releases, *app.releases})
+        except (BootagentError, OSError):  # what is wrong with it, the next run will say
+            seen = False
+    known = {name for name in app.releases if not seen or _is_to_be_told(name, app)}
+    shown = sorted({*layout.releases, *known})
     return {
         "deploy_to": app.deploy_to,
         "current": layout.current,
@@ -115,6 +118,12 @@ def _app_status(machine: Machine, name: str, app: state.AppState, definitions: s
     }
 
 
+def _is_to_be_told(name: str, app: state.AppState) -> bool:
+    """Whether a release that is not on the disk means something yet."""
+    record, pending = app.releases[name], app.pending
+    return record.state == "bad" or is_snapshot(record.revision) or (pending is not None and pending.release == name)
+
+
 def _release_status(name: str, layout: release.Layout, app: state.AppState) -> Facts:
     record = app.releases.get(name)
     return {
@@ -122,6 +131,7 @@ def _release_status(name: str, layout: release.Layout, app: state.AppState) -> F
         "revision": record.label if record else None,
         "current": name == layout.current,
         "present": name in layout.releases,
+        "restorable": record is not None and is_snapshot(record.revision),
         "at": record.at if record else None,
         "reason": record.reason if record else None,
     }
@@ -159,7 +169,7 @@ def text(found: Facts) -> str:
         [
             name,
             one + (" *" if facts["current"] else ""),
-            facts["state"],
+            facts["state"] + _whereabouts(facts),
             release.short(facts["revision"] or "-"),
             facts["at"] or "-",
         ]
@@ -183,6 +193,12 @@ def text(found: Facts) -> str:
     if found["traffic"]:
         lines += ["", f"traffic comes by {', '.join(found['traffic'])}"]
     return "\n".join(lines)
+
+
+def _whereabouts(facts: Facts) -> str:
+    if facts["present"]:
+        return ""
+    return " (in a snapshot)" if facts["restorable"] else " (gone)"
 
 
 def _failure_lines(failure: Facts) -> list[str]:

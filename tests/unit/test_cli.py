@@ -269,3 +269,16 @@ def test_an_interrupt_ends_as_shells_have_it(monkeypatch: pytest.MonkeyPatch, tm
 
     monkeypatch.setattr("bootagent.report.status.wait", interrupted)
     assert cli.main(["status", "--root", str(tmp_path)]) == 130
+
+
+def test_keys_are_listed_and_a_word_that_none_has_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["keys", "diagnosis"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("lifecycle.diagnosis  -        {}  Where the diagnosis")
+    assert lines[-1].startswith("{}: {role}, {environment}, ") and lines[-1].endswith("{tag:KEY} are filled in")
+    assert cli.main(["keys", "nosuchword"]) == 2
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == (
+        "",
+        "bootagent: no key has 'nosuchword' in its name (bootagent keys lists them all)\n",
+    )

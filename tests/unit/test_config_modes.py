@@ -214,6 +214,15 @@ def test_a_service_that_two_apps_have_is_to_be_named_in_full() -> None:
     ("more", "said"),
     [
         ('[modes.x]\napps = ["wbe"]', "modes.x.apps[0]: 'wbe' is no app; did you mean 'web'? known: db, docs, web"),
+        (
+            '[lifecycle]\nsustained = "1h"\ngive_up_after = "10m"',
+            "lifecycle.sustained: '1h' is not less than give_up_after, '10m': no launch would be continued",
+        ),
+        ("[lifecycle]\nsustained = 600", "lifecycle.sustained: 600 is not less than give_up_after, '10m'"),
+        ('[lifecycle]\ngive_up_after = "49h"', "lifecycle.give_up_after: '49h' is longer than any hook waits"),
+        ('[lifecycle]\nlaunching = "x"\nterminating = "x"', "lifecycle.terminating: 'x' is the hook at launch"),
+        ('[apps.web.hooks]\nwithin = "0s"', "apps.web.hooks.within: '0s' leaves no time at all"),
+        ("[roles.web.traffic]\nwithin = 0", "roles.web.traffic.within: 0 leaves no time at all"),
         ('[modes.x]\napps = ["web", "web"]', "modes.x.apps[1]: 'web' is named twice"),
         ('[lifecycle]\ndiagnosis = "s3://b/{plate}"', "lifecycle.diagnosis: {plate} is not known; known:"),
     ],

@@ -16,7 +16,7 @@ from bootagent.journal import Journal
 from bootagent.machine import Machine
 from bootagent.plan import Lane, Plan
 from bootagent.report import history, plan, status, timeline
-from bootagent.state import AppState, Failure, LastRun, ReleaseRecord, State
+from bootagent.state import AppState, Failure, LastRun, Pending, ReleaseRecord, ReleaseState, State
 
 R1, R2, R3 = "20261111120000", "20261112120000", "20261113120000"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -88,14 +88,42 @@ def test_the_text_of_a_status(machine: Machine) -> None:
         "done: run of 2026-11-12T12:00:09.000Z, role web in staging (exit 0)",
         f"  web: now runs release {R2}",
         "",
-        "APP  RELEASE           STATE  REVISION      SINCE",
-        "web  20261111120000 *  good   0123456789ab  2026-11-11T12:00:00.000Z",
-        "web  20261113120000    bad    v3            2026-11-13T12:00:00.000Z",
+        "APP  RELEASE           STATE       REVISION      SINCE",
+        "web  20261111120000 *  good        0123456789ab  2026-11-11T12:00:00.000Z",
+        "web  20261113120000    bad (gone)  v3            2026-11-13T12:00:00.000Z",
         "",
         "SERVICE    STATE         PID   FOR",
         "web.puma   run           4711  61 s",
         "web.clock  unsupervised  -     -",
     ]
+
+
+def test_a_release_that_is_gone_is_shown_only_where_it_means_something(machine: Machine) -> None:
+    def record(how: ReleaseState, revision: str) -> ReleaseRecord:
+        return ReleaseRecord(how, revision, revision, "2026-11-11T12:00:00.000Z")
+
+    gone = {
+        "20261101000001": record("good", "sha256:gone"),
+        "20261101000002": record("good", "snap-0a"),
+        "20261101000003": record("bad", "sha256:bad"),
+        "20261101000004": record("staged", "sha256:left"),
+        "20261101000005": record("staged", "sha256:made"),
+        "20261101000006": record("good", "sha256:there"),
+    }
+    pending = Pending("20261101000005", "sha256:made", "made", "boot")
+    state.save(machine, State("i-1", {"web": AppState("/srv/web", "sha256:a", pending, gone)}))
+    machine.real("/srv/web/releases/20261101000006").mkdir(parents=True)
+    lines = status.text(status.facts(machine, "/etc/sv")).splitlines()
+    assert [" ".join(line.split()[1:-2]) for line in lines if line.startswith("web ")] == [
+        "20261101000002 good (in a snapshot)",
+        "20261101000003 bad (gone)",
+        "20261101000005 staged (gone)",
+        "20261101000006 good",
+    ]
+    machine.real("/srv/web/releases/20261101000006").rmdir()
+    machine.real("/srv/web/releases").rmdir()
+    machine.real("/srv/web/releases").write_text("no directory")
+    assert len(status.facts(machine, "/etc/sv")["apps"]["web"]["releases"]) == 6
 
 
 def test_a_run_that_never_learned_its_role_says_why_and_no_nonsense(machine: Machine) -> None:
@@ -388,6 +416,17 @@ def test_the_text_of_a_plan(machine: Machine) -> None:
         "  serve  would check  do c",
         "",
         "api: nothing (no bucket)",
+    ]
+
+
+def test_the_reason_for_a_long_verdict_is_below_its_row(machine: Machine) -> None:
+    why = "the mount does not answer, " * 10
+    lane = Lane("web", "keep", {"stage": (Fake("a", BootagentError(why)), Fake("b"))}, R1, reason="nothing new")
+    assert plan.text(plan.facts(Plan((lane,)), machine)).splitlines()[1:] == [
+        "  PHASE  VERDICT      STEP",
+        "  stage  cannot tell  do a",
+        f"    | {why}",
+        "  stage  would check  do b",
     ]
 
 
