@@ -195,7 +195,11 @@ def parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> argpa
         "--publish", action="append", default=[], metavar="APP=REPOSITORY", help="publish a git tree for an app first"
     )
     added.add_argument(
-        "--file", action="append", default=[], metavar="DESTINATION=PATH", help="put a file or a tree into the machine first"
+        "--file",
+        action="append",
+        default=[],
+        metavar="DESTINATION=PATH",
+        help="put a file or a tree into the machine first",
     )
     added.add_argument(
         "--secret",
