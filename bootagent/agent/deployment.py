@@ -130,7 +130,7 @@ def _put_back(work: Work, lane: Lane, phase: Phase, error: BootagentError, fallb
     back = plan.put_back(work.config, app, known, fallback, left=left, reason="the activation failed")
     for later in DEPLOYING:
         if again := work.run_phase(back, later):
-            if phase == "stage" and work.something_serves():  # nothing was switched, nor stopped
+            if phase != "serve" and work.something_serves():  # nothing was stopped
                 return Ending(EXIT_DEGRADED, f"{error}; what ran still serves", tail, transient=transient)
             sentence = f"{error}; and release {fallback} could not be put back: {again}"
             return Ending(EXIT_FAILED, sentence, tail, transient=transient or not isinstance(_cause(again), UnfitError))

@@ -30,6 +30,7 @@ RETRY_MOST_SECONDS = 600.0
 END_SECONDS = 10.0
 #: How long a run that is in the way is waited for when the instance is told to die, before it is ended.
 PATIENCE_SECONDS = 10
+SPOT_PATIENCE_SECONDS = 2
 #: How long a stop may take when the group terminates the instance, and no hook of ours has it wait.
 GOING_SECONDS = 240
 LOCK = "/run/bootagent/daemon.lock"
@@ -146,7 +147,8 @@ class Resident:
         if why == "stop" or (why != "watch" and self._lookout.is_open):
             self._escorts.begin(self._lookout.dying if why == "stop" else "")
         if why == "stop":
-            argv = [*self._launcher, "stop", "--force", "--lock-wait", str(PATIENCE_SECONDS), *self._place]
+            patience = SPOT_PATIENCE_SECONDS if "spot" in self._lookout.notices else PATIENCE_SECONDS
+            argv = [*self._launcher, "stop", "--force", "--lock-wait", str(patience), *self._place]
             self._limits = limits(self._lookout.notices)
             argv += ["--shutdown", "--reason", self._lookout.dying, *self._limits, *self._log_words]
         else:

@@ -18,7 +18,7 @@ from bootagent.steps.current import Current
 from bootagent.steps.directories import Directories
 from bootagent.steps.linked_paths import LinkedPaths
 from bootagent.steps.prune import Prune
-from bootagent.steps.services import Services, ServiceSpec
+from bootagent.steps.services import Services, ServiceSpec, Startable
 from bootagent.steps.shared_file import SharedFile
 from bootagent.steps.staged_bundle import StagedBundle
 from bootagent.steps.staged_commit import StagedCommit
@@ -84,7 +84,7 @@ def current(app: App, name: str, log: str | None, demoted: str | None = None) ->
     return Current(app.deploy_to, name, log, demoted, app.user, app.group)
 
 
-def services(config: Config, app: App, mark: str | None, *, stand_in: str | None = None) -> Step:
+def services(config: Config, app: App, mark: str | None, *, stand_in: str | None = None) -> Services:
     """The app's services, started from ``mark``; None: from whatever somebody else has made current.
 
     ``stand_in`` is a tree that they run from because what is read in place is not there.
@@ -110,6 +110,11 @@ def services(config: Config, app: App, mark: str | None, *, stand_in: str | None
         hooks_secrets=environment.hooks_secrets(app),
         before=boot_order.before(config, app),
     )
+
+
+def startable(config: Config, app: App, name: str) -> Step:
+    """What looks whether the release ``name`` could be started."""
+    return Startable(services(config, app, name, stand_in=f"{app.deploy_to}/releases/{name}"))
 
 
 def _mountpoints(app: App) -> tuple[str, ...]:

@@ -170,7 +170,7 @@ def _deploy(config: Config, app: App, known: Known, revision: Revision, name: st
     log = f"Branch {revision.origin} (at {revision.label}) deployed as release {name} by bootagent"
     steps: dict[Phase, tuple[Step, ...]] = {
         "stage": tuple(stage),
-        "activate": (parts.current(app, name, log),),
+        "activate": (parts.startable(config, app, name), parts.current(app, name, log)),
         "serve": (parts.services(config, app, name),),
     }
     if volumes.is_on_volumes(app):

@@ -21,6 +21,8 @@ from bootagent.machine import MINIMAL_ENVIRONMENT, Identity, Machine, login_envi
 
 Kind = Literal["auto", "asdf", "mise", "none"]
 LOOK_SECONDS = 20.0
+#: What both managers read.
+VERSIONS = ".tool-versions"
 #: The directories of a manager's data with what is run by way of a shim.
 _LED_TO = ("shims", "bin", "installs", "plugins")
 
@@ -42,14 +44,14 @@ _MANAGERS = (
         variable="ASDF_DATA_DIR",
         own=".asdf",
         shared=("/opt/asdf", "/usr/local/asdf", "/usr/local/share/asdf"),
-        files=(".tool-versions",),
+        files=(VERSIONS,),
     ),
     _Manager(
         name="mise",
         variable="MISE_DATA_DIR",
         own=".local/share/mise",
         shared=("/usr/local/share/mise", "/opt/mise"),
-        files=(".tool-versions", "mise.toml", ".mise.toml"),
+        files=(VERSIONS, "mise.toml", ".mise.toml"),
     ),
 )
 

@@ -25,6 +25,7 @@ from bootagent.services.servicefiles import FREE, Confinement
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 Marker = Mapping[str, str | None]
+_CHANGED = {"definition": "its definition, environment or secrets", "watched": "a file that is linked into the release"}
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,17 @@ class Services:
         for place in self._left_secrets(machine):
             secrets.remove(machine, place)
 
+    def look_ahead(self, machine: Machine) -> None:
+        """Raise now what would keep them from being started later, as far as it is to be seen; another app is not."""
+        wanted = self._wanted(machine)
+        self._order(machine, [one.directory.name for one in wanted], of_others=False)
+        for one in wanted:
+            if one.spec.runtime == "auto" and one.directory.shims is None:
+                for place in self._places(machine, one.spec):
+                    if (place / runtimes.VERSIONS).exists():
+                        said = f"{one.directory.name} gets the system's programs: there is no asdf and no mise"
+                        machine.tell(Note(said, {"not_heeded": str(place / runtimes.VERSIONS)}))
+
     def _remove(self, machine: Machine, keep: Collection[str]) -> None:
         """Take down and away what is not to run any more."""
         own = {f"{self.app}.{spec.name}": spec for spec in self.specs}
@@ -162,6 +174,11 @@ class Services:
             kept = one.pid(machine)
         else:
             kept = 0
+            changed = [key for key in ("definition", "watched") if key in marked and marked[key] != marker[key]]
+            if marked.get("release") == marker["release"] and changed:
+                machine.tell(
+                    Note(f"{one.directory.name} is to take up what has changed", {"because": _CHANGED[changed[0]]})
+                )
             one.directory.unmark(machine)  # whatever becomes of it: nothing is known to work until it has been seen
             if watch := self._reloaded(machine, one, marked, marker, log_end):
                 return watch
@@ -184,7 +201,7 @@ class Services:
         runit.reload(machine, one.directory.inner(machine), signal, identity=one.directory.identity)
         return Watch(one, log_end, seen)
 
-    def _order(self, machine: Machine, names: Iterable[str]) -> dict[str, set[str]]:
+    def _order(self, machine: Machine, names: Iterable[str], *, of_others: bool = True) -> dict[str, set[str]]:
         """For each service the others of this app that it comes after.
 
         Other apps are up by now, with what services they have. Raises BootagentError for one that there is not.
@@ -194,6 +211,8 @@ class Services:
         for name, others in found.items():
             for other in others:
                 app = other.partition(".")[0]
+                if app != self.app and not of_others:
+                    continue
                 there = own if app == self.app else servicedir.installed(machine, self.definitions, app)
                 if other not in there:
                     raise MachineError(
@@ -311,6 +330,24 @@ class Services:
             except (FileNotFoundError, BootagentError):
                 digest.update(b"\0absent")
         return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Startable:
+    """A release has what its services need, before it is switched to; ``services`` are as they would run from there."""
+
+    services: Services
+
+    def __str__(self) -> str:
+        return f"see that {self.services.current} has what its services need"
+
+    def is_satisfied(self, machine: Machine) -> bool:
+        """Raises what would keep them from being started."""
+        self.services.look_ahead(machine)
+        return True
+
+    def apply(self, machine: Machine) -> None:
+        """There is nothing to be done."""
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,32 @@ def test_a_restart_leaves_no_process_of_the_old_release(stage: Stage, web: App, 
     assert [process for process in processes.all().values() if one in _cwd(process.pid)] == []
 
 
+def test_what_services_lack_is_found_before_the_switch(stage: Stage, web: App, agent: Agent) -> None:
+    stage.configure(web.config())
+    web.publish("one", {**web.tree("one"), ".tool-versions": "python 3.99.0\n"})
+    ran = agent("reconfigure")
+    assert ran.code == 0, ran.stderr
+    assert "web.server gets the system's programs: there is no asdf and no mise" in ran.stderr
+    link, one, pid = stage.root / "srv/web/current", web.current, web.pid()
+    before = link.lstat()
+
+    stage.configure(web.config(service=own("job", f'command = ["sleep", "1000"]\nafter = ["sevrer"]\n{QUICK}')))
+    web.publish("two")
+    ran = agent("reconfigure")
+    assert ran.code == 3, ran.stderr
+    assert "web.job comes after web.sevrer, and web has web.job (correct its after" in ran.stderr
+    assert (web.current, web.pid(), link.lstat().st_ino) == (one, pid, before.st_ino)
+    assert stage.release_state("web", max(web.releases)) != "bad"
+
+    # What the release itself has wrong is held against it.
+    stage.configure(web.config())
+    web.publish("three", {**web.tree("three"), "config/service/no name/run": RUN})
+    ran = agent("reconfigure")
+    assert ran.code == 3 and "is no name for a service" in ran.stderr
+    assert (web.current, web.pid(), link.lstat().st_ino) == (one, pid, before.st_ino)
+    assert stage.release_state("web", max(web.releases)) == "bad"
+
+
 def test_a_role_narrows_the_services(stage: Stage, web: App, agent: Agent) -> None:
     stage.configure(
         web.config(service=own("one") + own("two")), roles='[roles.web]\napps = ["web"]\nservices = ["two"]\n'

@@ -27,7 +27,7 @@ from bootagent.steps.prepared import Prepared
 from bootagent.steps.prune import Prune
 from bootagent.steps.removed_services import RemovedServices
 from bootagent.steps.retired_volumes import RetiredVolumes
-from bootagent.steps.services import Services, ServiceSpec
+from bootagent.steps.services import Services, ServiceSpec, Startable
 from bootagent.steps.shared_file import SharedFile
 from bootagent.steps.staged_bundle import StagedBundle
 from bootagent.steps.stopped import Stopped
@@ -156,6 +156,11 @@ def switched(name: str, log: str | None, demoted: str | None = None) -> Current:
     return Current("/srv/web", name, log, demoted, "deploy", "web")
 
 
+def activated(name: str, log: str) -> tuple[Step, ...]:
+    """The switch to a release made now, which is looked at before."""
+    return (Startable(replace(services(name), current=f"/srv/web/releases/{name}")), switched(name, log))
+
+
 def services(mark: str | None) -> Services:
     return Services(
         app="web",
@@ -192,7 +197,7 @@ def deployed(name: str, what: str, *prune: str, fresh: bool | None = None) -> di
             RevisionFile("/srv/web", name, what, "deploy", "web"),
             Prepared(path, ("bin/prepare",), 60.0, environment, "deploy", "web", marker),
         ),
-        "activate": (switched(name, log),),
+        "activate": activated(name, log),
         "serve": (services(name),),
     }
 
@@ -232,9 +237,9 @@ def test_the_phases_are_in_the_order_of_things() -> None:
     assert plan.PHASES == ("attach", "stage", "activate", "serve", "announce", "retire")
 
 
-def test_the_switch_is_the_only_step_of_its_phase_and_after_all_staging() -> None:
+def test_the_switch_comes_after_all_staging_and_a_look_at_what_is_to_be_started() -> None:
     lane = made(facts("a"))
-    assert [type(step) for step in lane.steps["activate"]] == [Current]
+    assert [type(step) for step in lane.steps["activate"]] == [Startable, Current]
     assert not any(isinstance(step, (Current, Services)) for step in lane.steps["stage"])
 
 

@@ -43,6 +43,7 @@ from tests.unit.test_plan import (
     R2,
     RUNIT,
     WEB,
+    activated,
     deployed,
     good,
     kept,
@@ -314,7 +315,7 @@ def test_going_back_brings_a_snapshot_again_and_lets_the_other_volume_go_last() 
         release=S1,
         label=S1,
         fallback=S2,
-        reason="somebody asked",
+        reason="asked by bootagent rollback",
     )
     assert going_back.lane(config(ON_VOLUME), ON_VOLUME, known, S2, MOMENT).fallback is None
 
@@ -366,7 +367,7 @@ def by_release(name: str, made_of: str, *, keep: tuple[str, ...], doomed: tuple[
             RevisionFile("/srv/web", name, made_of, "deploy", "web"),
             Prepared(place, ("bin/prepare",), 60.0, environment, "deploy", "web", marker),
         ),
-        "activate": (switched(name, f"Branch {WHOLE} (at {made_of}) deployed as release {name} by bootagent"),),
+        "activate": activated(name, f"Branch {WHOLE} (at {made_of}) deployed as release {name} by bootagent"),
         "serve": (services(name),),
         "retire": (retired(name), pruned(*doomed)),
     }
@@ -438,7 +439,7 @@ def test_going_back_to_somebody_elses_release_restores_nothing() -> None:
     assert lane == replace(
         plan.put_back(config(BY_RELEASE), BY_RELEASE, known.state, R1, left=R2, reason=""),
         fallback=R2,
-        reason="somebody asked",
+        reason="asked by bootagent rollback",
     )
 
 
@@ -556,7 +557,7 @@ def test_a_commit_is_checked_out_and_all_else_is_as_with_a_bundle() -> None:
     step = StagedCommit(f"/srv/web/releases/{NEW}", "/srv/web", COMMIT, 300.0, "deploy", "web")
     assert lane.steps["stage"] == tuple(step if isinstance(one, StagedBundle) else one for one in other["stage"])
     log = f"Branch {COMMIT.url} (at {SHA}) deployed as release {NEW} by bootagent"
-    assert lane.steps["activate"] == (switched(NEW, log),)
+    assert lane.steps["activate"] == activated(NEW, log)
     assert lane.steps["serve"] == (services(NEW),)
 
 
@@ -611,7 +612,7 @@ def from_image(name: str, *prune: str, fresh: bool = True) -> Steps:
     log = f"Branch the image's /opt/web (at v1) deployed as release {name} by bootagent"
     return {
         "stage": tuple(copy if isinstance(one, StagedBundle) else one for one in steps["stage"]),
-        "activate": (switched(name, log),),
+        "activate": activated(name, log),
         "serve": steps["serve"],
     }
 
