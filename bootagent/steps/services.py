@@ -12,9 +12,9 @@ from pathlib import Path
 
 from bootagent import beneath
 from bootagent.environment import directories, secrets
-from bootagent.environment.concealed import Concealed
+from bootagent.environment.concealed import Concealed, redacted
 from bootagent.environment.directories import Tree
-from bootagent.errors import BootagentError, MachineError
+from bootagent.errors import BootagentError, MachineError, ServiceError
 from bootagent.machine import Machine, Note
 from bootagent.services import boot_order, cgroups, runit, runtimes, servicedir, servicefiles, takedown
 from bootagent.services.bringup import Watch, bring_up
@@ -138,7 +138,12 @@ class Services:
         def done(one: _Wanted) -> None:
             one.directory.write_marker(machine, one.marker(self.mark, watched))
 
-        bring_up(machine, {one.directory.name: one for one in wanted}, after, begin, done)
+        try:
+            bring_up(machine, {one.directory.name: one for one in wanted}, after, begin, done)
+        except ServiceError as error:  # their logs are their own, but what is told of them goes further
+            hidden = [value for one in wanted for value in one.hidden.values()]
+            tail = redacted(error.tail, hidden, cut=True)
+            raise ServiceError(redacted(error.sentence, hidden), tail=tail, remedy=error.remedy) from None
         for place in self._left_secrets(machine):
             secrets.remove(machine, place)
 

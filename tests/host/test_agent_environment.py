@@ -178,6 +178,19 @@ def test_hooks_see_what_services_see_and_tell_no_secret(stage: Stage, web: App, 
     assert said_anywhere(stage, VALUE) == []
 
 
+def test_the_last_words_of_a_service_are_told_without_its_secrets(stage: Stage, web: App, agent: Agent) -> None:
+    put(stage, web__DATABASE_URL=VALUE)
+    service = 'command = ["sh", "-c", "echo no way to $DATABASE_URL; exit 1"]\nstable_for = "300ms"\n'
+    service = f'[apps.web.services.one]\n{service}check = {{ within = "2s" }}\n'
+    stage.configure(web.config(extra='secrets = ["ssm:/web/DATABASE_URL"]', service=service))
+    web.publish("one")
+    ran = agent("reconfigure")
+    assert ran.code == 1 and "no way to (secret)" in ran.stderr, ran.stderr
+    assert VALUE not in "".join(map(str, (*ran, *agent("history", "--json"), *agent("status", "--json"))))
+    # Its own log is its own.
+    assert {Path(path).parent.name for path in said_anywhere(stage, VALUE)} <= {"web.one"}
+
+
 def test_going_back_brings_the_secrets_of_today_or_keeps_those_at_hand(stage: Stage, web: App, agent: Agent) -> None:
     put(stage, web__DATABASE_URL=VALUE)
     stage.configure(configured(web, app='secrets = ["ssm:/web/"]'))
