@@ -73,13 +73,12 @@ class Console:
 
 def bar(event: Transfer, width: int) -> str:
     """One line of progress, e.g. ``  pull web.tar.zst [=====>    ]  54 %  62.4 of 115.3 MB``."""
-    told_amount = amount(event)
     if not event.total:
-        return f"  {event.label} {told_amount}"[:width]
+        return f"  {event.label} {amount(event)}"[:width]
     share = min(1.0, event.done / event.total)
     filled = int(share * BAR_WIDTH)
     drawn = "=" * filled + (">" if filled < BAR_WIDTH else "") + " " * (BAR_WIDTH - filled - 1)
-    told = f" [{drawn}] {share * 100:3.0f} %  {amount}"
+    told = f" [{drawn}] {share * 100:3.0f} %  {amount(event)}"
     label = event.label if len(event.label) + len(told) + 2 <= width else event.label[: width - len(told) - 3] + "…"
     return f"  {label}{told}"[:width]
 

@@ -51,7 +51,7 @@ class StagedCopy:
         try:
             argv = copy_argv(str(machine.real(self.origin)), str(root / partial))
             try:
-                machine.run(argv, timeout=self.within, identity=owner)
+                machine.run(argv, timeout=self.within, identity=owner, shown=f"the copy of {self.origin}")
             except CommandError as error:
                 raise self._explained(error) from None
             with beneath.directory(root, partial) as descriptor:
