@@ -162,7 +162,9 @@ def test_a_tag_may_name_a_service_that_only_the_release_brings(
     assert "is to run tree, and web has one, two, three" in ran.stderr
     assert "correct services = [...] of the role, or the tag" in ran.stderr
     assert not (stage.root / "etc/sv").exists()
-    assert stage.release_state("web", web.current) != "bad", "it is not to blame"
+    (release,) = web.releases
+    assert stage.release_state("web", release) != "bad", "it is not to blame"
+    assert not (web.deploy_to / "current").is_symlink()
 
     cloud.set_tag("Service", "web.three")
     ran = agent("reconfigure")
