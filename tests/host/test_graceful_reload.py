@@ -108,6 +108,15 @@ check = {{ http = "http://127.0.0.1:{web.port}/", within = "{within}" }}
     )
 
 
+def refused(stage: Stage, web: App, agent: Agent, *, because: str, serves: str) -> None:
+    """The newest release is found bad, and the one before it serves."""
+    ran = agent("reconfigure")
+    assert ran.code == 3, ran.stderr
+    assert because in ran.stderr
+    assert web.answer() == serves
+    assert stage.release_state("web", max(web.releases)) == "bad"
+
+
 @contextmanager
 def hammered(web: App) -> Iterator[Counter[str]]:
     """Ask all the time, two at once; what was answered, how often. What failed is among it as an error."""
@@ -204,11 +213,7 @@ def test_a_control_script_changes_the_workers(stage: Stage, web: App, agent: Age
 
     # The old worker goes on answering while the new one dies: that is no release that works.
     publish("three", "raise SystemExit('three is broken')\n")
-    ran = agent("reconfigure")
-    assert ran.code == 3, ran.stderr
-    assert "three is broken" in ran.stderr
-    assert web.answer() == "two"
-    assert stage.release_state("web", max(web.releases)) == "bad"
+    refused(stage, web, agent, because="three is broken", serves="two")
 
 
 def test_a_worker_that_takes_long_to_load_and_then_dies_is_not_taken_for_good(
@@ -225,11 +230,7 @@ def test_a_worker_that_takes_long_to_load_and_then_dies_is_not_taken_for_good(
     ran = agent("reconfigure")
     assert ran.code == 0, ran.stderr
     publish("two", "import time\ntime.sleep(3)\nraise SystemExit('two is broken')\n")
-    ran = agent("reconfigure")
-    assert ran.code == 3, ran.stderr
-    assert "two is broken" in ran.stderr
-    assert web.answer() == "one"
-    assert stage.release_state("web", max(web.releases)) == "bad"
+    refused(stage, web, agent, because="two is broken", serves="one")
 
     # One that takes as long and then works is waited for.
     pid = web.pid()
@@ -266,11 +267,7 @@ def test_a_process_that_does_nothing_about_the_signal_is_restarted(stage: Stage,
 
     # And so a release that cannot even start is not taken for good because the one before it goes on.
     publish("three", "raise SystemExit('three is broken')\n")
-    ran = agent("reconfigure")
-    assert ran.code == 3, ran.stderr
-    assert "three is broken" in ran.stderr
-    assert web.answer() == "two"
-    assert stage.release_state("web", max(web.releases)) == "bad"
+    refused(stage, web, agent, because="three is broken", serves="two")
 
 
 def test_a_watched_file_that_has_changed_is_reloaded(stage: Stage, web: App, agent: Agent) -> None:

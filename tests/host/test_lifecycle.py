@@ -52,6 +52,17 @@ def group(cloud: Cloud) -> Iterator[Group]:
         yield make
 
 
+def in_service(stage: Stage, web: App, group: Group, start: Start) -> tuple[AutoScaling, Daemon]:
+    """An instance that its group has taken into service, with a release of ``web``."""
+    stage.configure(web.config() + lifecycle())
+    web.publish("one")
+    fleet = group()
+    fleet.launch()
+    daemon = start()
+    until(lambda: fleet.state == "InService")
+    return fleet, daemon
+
+
 def told(daemon: Daemon, beginning: str) -> dict[str, Any]:
     """What an escort has logged, once it has: a note, or that something failed."""
 
@@ -225,12 +236,7 @@ def test_a_termination_is_continued_once_the_services_are_down(
 def test_a_stop_that_fails_is_told_and_the_termination_is_continued(
     stage: Stage, web: App, start: Start, group: Group
 ) -> None:
-    stage.configure(web.config() + lifecycle())
-    web.publish("one")
-    fleet = group()
-    fleet.launch()
-    daemon = start()
-    until(lambda: fleet.state == "InService")
+    fleet, daemon = in_service(stage, web, group, start)
     # The stop cannot even begin: its lock is no file.
     lock = stage.root / "run/bootagent/lock"
     lock.unlink()
@@ -245,12 +251,7 @@ def test_a_stop_that_fails_is_told_and_the_termination_is_continued(
 def test_a_spot_notice_in_the_middle_of_a_run_has_the_services_stopped_first(
     stage: Stage, web: App, start: Start, group: Group
 ) -> None:
-    stage.configure(web.config() + lifecycle())
-    web.publish("one")
-    fleet = group()
-    fleet.launch()
-    daemon = start()
-    until(lambda: fleet.state == "InService")
+    fleet, daemon = in_service(stage, web, group, start)
     stage.configure(web.config(extra='hooks = { prepare = ["sleep", "600"] }') + lifecycle())
     web.publish("two")
     daemon.process.send_signal(1)
@@ -330,12 +331,7 @@ def test_the_warm_pool_gets_it_prepared_and_service_gets_it_serving(
 def test_back_in_the_pool_it_serves_no_longer_and_out_of_it_again(
     stage: Stage, web: App, start: Start, group: Group
 ) -> None:
-    stage.configure(web.config() + lifecycle())
-    web.publish("one")
-    fleet = group()
-    fleet.launch()
-    daemon = start()
-    until(lambda: fleet.state == "InService")
+    fleet, daemon = in_service(stage, web, group, start)
     fleet.return_to_pool("Running")
     until(lambda: fleet.state == "Warmed:Running")
     assert fleet.answers[1:] == [("drained", "CONTINUE", "call")]
