@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from bootagent import journal
 from bootagent.console import table
 from bootagent.machine import Machine
-
-Facts = dict[str, Any]
+from bootagent.report import Facts
+from bootagent.report.of_run import head, is_finished, lanes
 
 
 def facts(machine: Machine) -> list[Facts]:
@@ -18,20 +17,12 @@ def facts(machine: Machine) -> list[Facts]:
 
 
 def _told(records: Sequence[Facts]) -> Facts:
-    begin, end = records[0], records[-1]
-    finished = end["event"] == "run-end"
+    end, finished = records[-1], is_finished(records)
     return {
-        "run": begin["run"],
-        "command": begin.get("command"),
-        "started": begin["at"],
-        "seconds": end["t"],
+        **head(records),
         "outcome": end["outcome"] if finished else "interrupted",
         "exit_code": end["exit_code"] if finished else None,
-        "apps": {
-            one["app"]: {key: one.get(key) for key in ("intent", "release", "revision", "reason")}
-            for one in records
-            if one["event"] == "lane"
-        },
+        "apps": lanes(records, "intent", "release", "revision", "reason"),
         "failures": _failures(records),
     }
 

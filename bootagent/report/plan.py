@@ -11,10 +11,9 @@ from bootagent.console import table
 from bootagent.errors import BootagentError, plain
 from bootagent.machine import Machine
 from bootagent.plan import PHASES, Attachment, Lane, Plan
+from bootagent.report import Facts
 from bootagent.steps.base import Step
 from bootagent.steps.fetched_secrets import FetchedSecrets
-
-Facts = dict[str, Any]
 
 
 def facts(

@@ -7,13 +7,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from bootagent import journal, lock, release, state
 from bootagent.console import table
 from bootagent.errors import EXIT_DEGRADED, EXIT_DONE, EXIT_FAILED, EXIT_TRY_LATER, EXIT_USAGE, BootagentError, plain
 from bootagent.machine import Machine
 from bootagent.plan.volumes import is_snapshot
+from bootagent.report import Facts
 from bootagent.services import runit, servicedir
 from bootagent.survey import traffic_told
 
@@ -21,8 +21,6 @@ WAIT_POLL_SECONDS = 0.5
 
 #: What is told of a call to AWS that failed.
 _OF_AWS = {"code": "code", "request": "request_id", "needs": "iam_action"}
-
-Facts = dict[str, Any]
 
 
 def facts(machine: Machine, definitions: str) -> Facts:

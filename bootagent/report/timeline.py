@@ -10,12 +10,12 @@ from bootagent import boottime, journal
 from bootagent.console import table
 from bootagent.errors import EXIT_DONE, BootagentError
 from bootagent.machine import Machine
+from bootagent.report import Facts
+from bootagent.report.of_run import head, is_finished, lanes
 
 BAR_WIDTH = 32
 #: A run that begins later than this after the kernel did is no longer the boot's.
 BOOT_SECONDS = 900.0
-
-Facts = dict[str, Any]
 
 
 def facts(machine: Machine) -> Facts:
@@ -64,21 +64,13 @@ def _boot(machine: Machine, records: Sequence[journal.Record]) -> Facts:
 
 
 def _timeline(records: Sequence[journal.Record], boot: Facts | None) -> Facts:
-    begin, end = records[0], records[-1]
-    finished = end["event"] == "run-end"
+    finished = is_finished(records)
     return {
-        "run": begin["run"],
-        "command": begin.get("command"),
-        "started": begin["at"],
-        "uptime_at_start": begin.get("uptime"),
-        "seconds": end["t"],
+        **head(records),
+        "uptime_at_start": records[0].get("uptime"),
         "finished": finished,
-        "outcome": end["outcome"] if finished else "not finished",
-        "apps": {
-            one["app"]: {"intent": one.get("intent"), "release": one.get("release")}
-            for one in records
-            if one["event"] == "lane"
-        },
+        "outcome": records[-1]["outcome"] if finished else "not finished",
+        "apps": lanes(records, "intent", "release"),
         "spans": sorted(_spans(records), key=lambda span: (span["begin"], span["end"])),
         "waits": _waits(records),
         "boot": boot,
