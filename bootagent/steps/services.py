@@ -176,7 +176,8 @@ class Services:
         if marked == marker:
             if one.is_up(machine) and one.problem(machine) is None:
                 return None
-            kept = one.pid(machine)
+            running = one.running(machine)
+            kept = running.pid if running else 0
         else:
             kept = 0
             changed = [key for key in ("definition", "watched") if key in marked and marked[key] != marker[key]]
@@ -196,10 +197,10 @@ class Services:
         self, machine: Machine, one: _Wanted, marked: Marker, marker: Marker, log_end: LogEnd
     ) -> Watch | None:
         """Have a signal do instead of a restart, where it can: nothing but the release, or a watched file, is new."""
-        found, signal = runit.status(one.directory.inner(machine)), one.spec.reload
+        found, signal = one.running(machine), one.spec.reload
         if signal is None or marked.get("definition") != marker["definition"]:
             return None
-        if found is None or found.state != "run" or one.problem(machine):
+        if found is None or one.problem(machine):
             return None
         machine.tell(Note(f"{signal} to {one.directory.name}, which is to take up what is new", {"pid": found.pid}))
         seen = Reload(found.pid, one.within, machine.real(self.current).resolve())
@@ -386,17 +387,17 @@ class _Wanted:
         definition = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
         return {"release": release, "definition": definition, "watched": watched}
 
-    def is_up(self, machine: Machine) -> bool:
+    def running(self, machine: Machine) -> runit.Status | None:
+        """What runit tells of its process; None when it has none."""
         found = runit.status(self.directory.inner(machine))
-        if found is None or found.state != "run":
+        return found if found and found.state == "run" else None
+
+    def is_up(self, machine: Machine) -> bool:
+        found = self.running(machine)
+        if found is None:
             return False
         # runsv writes the time of day: one in the future was written before the clock was set back.
         return found.since > time.time() or found.uptime() >= self.spec.stable_for
-
-    def pid(self, machine: Machine) -> int:
-        """That of its process; 0 when it has none."""
-        found = runit.status(self.directory.inner(machine))
-        return found.pid if found and found.state == "run" else 0
 
     def problem(self, machine: Machine) -> str | None:
         """Why it does not work, by its configured check and then by the release's own check script."""
