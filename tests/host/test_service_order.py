@@ -129,7 +129,7 @@ def test_at_a_boot_a_service_waits_for_its_turn_but_not_for_ever(
     assert (web.pid("db"), web.pid("front")) == pids, "for how long it waits is no reason to restart it"
     up = boot()  # and the agent does not come
     deadline = time.monotonic() + 60
-    while not runit.is_supervised(web.service("front")) or not runit.status(web.service("front")):
+    while not (found := runit.status(web.service("front"))) or found.state != "run":
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert _since(web, "front") >= up + 3
