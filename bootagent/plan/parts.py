@@ -10,6 +10,7 @@ from bootagent.plan.down import ToStop, no_services
 from bootagent.plan.lane import Known, Moment
 from bootagent.plan.volumes import is_on_volumes, of_another_kind, restored, retired_volumes
 from bootagent.pull.bundle import Bundle, Limits
+from bootagent.roster import Roster, ServiceSpec
 from bootagent.services import cgroups
 from bootagent.services.servicefiles import Confinement
 from bootagent.sources import Content, Tree
@@ -18,11 +19,12 @@ from bootagent.steps.current import Current
 from bootagent.steps.directories import Directories
 from bootagent.steps.linked_paths import LinkedPaths
 from bootagent.steps.prune import Prune
-from bootagent.steps.services import Services, ServiceSpec, Startable
+from bootagent.steps.services import Services
 from bootagent.steps.shared_file import SharedFile
 from bootagent.steps.staged_bundle import StagedBundle
 from bootagent.steps.staged_commit import StagedCommit
 from bootagent.steps.staged_copy import StagedCopy
+from bootagent.steps.startable import Startable
 
 MARKERS = "/var/lib/bootagent/prepared"
 SCRIPTS = "/run/bootagent/scripts"
@@ -89,16 +91,24 @@ def services(config: Config, app: App, mark: str | None, *, stand_in: str | None
 
     ``stand_in`` is a tree that they run from because what is read in place is not there.
     """
+    watched = tuple(f"{app.deploy_to}/shared/{file.path}" for file in app.linked_files if file.origin)
+    return Services(_roster(config, app, stand_in), mark, watched, environment.hooks_secrets(app))
+
+
+def startable(config: Config, app: App, name: str) -> Step:
+    """What looks whether the release ``name`` could be started."""
+    return Startable(_roster(config, app, f"{app.deploy_to}/releases/{name}"))
+
+
+def _roster(config: Config, app: App, stand_in: str | None) -> Roster:
     in_place = app.in_place and stand_in is None
-    return Services(
+    return Roster(
         app=app.name,
         current=stand_in or app.current,
-        mark=mark,
         specs=tuple(_spec(app, service) for service in app.services),
         unnamed=_spec(app, app.unnamed),
         only=app.only,
         release_services=app.release_services,
-        watched=tuple(f"{app.deploy_to}/shared/{file.path}" for file in app.linked_files if file.origin),
         service_dir=config.runit.service_dir,
         definitions=config.runit.definitions,
         scripts=scripts(app) if in_place and copies_scripts(app) else None,
@@ -107,14 +117,8 @@ def services(config: Config, app: App, mark: str | None, *, stand_in: str | None
             *(_mountpoints(app) if in_place else ()),
         ),
         environment=environment.tree(app, stand_in or app.current, copied=in_place and copies_scripts(app)),
-        hooks_secrets=environment.hooks_secrets(app),
         before=boot_order.before(config, app),
     )
-
-
-def startable(config: Config, app: App, name: str) -> Step:
-    """What looks whether the release ``name`` could be started."""
-    return Startable(services(config, app, name, stand_in=f"{app.deploy_to}/releases/{name}"))
 
 
 def _mountpoints(app: App) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"footprint", "services"}),
     frozenset({"records", "disks", "mounts", "fstab", "git_repository"}),
     frozenset({"ebs", "environment", "nfs"}),
-    frozenset({"hooks"}),
+    frozenset({"hooks", "roster"}),
     frozenset({"instance", "config", "state", "lock", "leaving", "mounted", "release"}),
     frozenset({"traffic"}),
     frozenset({"steps"}),

@@ -16,6 +16,7 @@ from bootagent.errors import AwsError, BootagentError
 from bootagent.plan import Known, Lane, Moment, Phase, ToStop
 from bootagent.pull.bundle import Bundle, Limits
 from bootagent.release import Layout
+from bootagent.roster import Roster, ServiceSpec
 from bootagent.sources import Revision
 from bootagent.state import AppState, Pending, ReleaseRecord, ReleaseState
 from bootagent.steps.base import Step
@@ -27,9 +28,10 @@ from bootagent.steps.prepared import Prepared
 from bootagent.steps.prune import Prune
 from bootagent.steps.removed_services import RemovedServices
 from bootagent.steps.retired_volumes import RetiredVolumes
-from bootagent.steps.services import Services, ServiceSpec, Startable
+from bootagent.steps.services import Services
 from bootagent.steps.shared_file import SharedFile
 from bootagent.steps.staged_bundle import StagedBundle
+from bootagent.steps.startable import Startable
 from bootagent.steps.stopped import Stopped
 
 NOW = datetime(2026, 11, 20, 9, 30, 0, tzinfo=timezone.utc)
@@ -141,6 +143,17 @@ SPEC = ServiceSpec(
 )
 ANY_SPEC = ServiceSpec("*", None, "deploy", "web", (), "/var/log/bootagent/web.*", 2.0, 10.0, 30.0)
 
+ROSTER = Roster(
+    app="web",
+    current="/srv/web/current",
+    specs=(SPEC,),
+    unnamed=ANY_SPEC,
+    only=None,
+    release_services="config/service",
+    service_dir="/etc/service",
+    definitions="/etc/sv",
+)
+
 
 def pruned(*names: str) -> Prune:
     return Prune("/srv/web", names, tuple(f"/var/lib/bootagent/prepared/web.{name}" for name in names))
@@ -158,22 +171,11 @@ def switched(name: str, log: str | None, demoted: str | None = None) -> Current:
 
 def activated(name: str, log: str) -> tuple[Step, ...]:
     """The switch to a release made now, which is looked at before."""
-    return (Startable(replace(services(name), current=f"/srv/web/releases/{name}")), switched(name, log))
+    return (Startable(replace(ROSTER, current=f"/srv/web/releases/{name}")), switched(name, log))
 
 
 def services(mark: str | None) -> Services:
-    return Services(
-        app="web",
-        current="/srv/web/current",
-        mark=mark,
-        specs=(SPEC,),
-        unnamed=ANY_SPEC,
-        only=None,
-        release_services="config/service",
-        watched=("/srv/web/shared/.env",),
-        service_dir="/etc/service",
-        definitions="/etc/sv",
-    )
+    return Services(ROSTER, mark, watched=("/srv/web/shared/.env",))
 
 
 def deployed(name: str, what: str, *prune: str, fresh: bool | None = None) -> dict[Phase, tuple[Step, ...]]:

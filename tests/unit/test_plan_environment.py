@@ -15,6 +15,7 @@ from bootagent.hooks import Given
 from bootagent.machine import Machine
 from bootagent.plan import Known, Lane, Moment
 from bootagent.release import Layout
+from bootagent.roster import Roster
 from bootagent.sources import InPlace, Revision
 from bootagent.state import AppState
 from bootagent.steps.copied_scripts import CopiedScripts
@@ -43,24 +44,24 @@ def hook(made: Lane) -> Prepared:
     return step
 
 
-def services(made: Lane) -> Services:
+def roster(made: Lane) -> Roster:
     (step,) = made.steps["serve"]
     assert isinstance(step, Services)
-    return step
+    return step.roster
 
 
 def test_an_app_without_either_has_no_step_for_them() -> None:
     made = lane(WEB)
     assert not [step for step in made.steps["stage"] if isinstance(step, FetchedSecrets | EnvironmentCheckout)]
-    assert services(made).environment is None and services(made).specs[0].secrets is None
+    assert roster(made).environment is None and roster(made).specs[0].secrets is None
 
 
 def test_a_tree_is_in_the_release_or_in_the_image() -> None:
     place = "/srv/web/current"
     wanted = Tree(place, "config/env", LAYERS, f"{place}/config/env", of_release=True)
-    assert services(lane(IN_RELEASE)).environment == wanted
+    assert roster(lane(IN_RELEASE)).environment == wanted
     in_image = replace(WEB, environment=EnvironmentTree("/etc/env", None, LAYERS))
-    assert services(lane(in_image)).environment == Tree("/etc/env", ".", LAYERS, "/etc/env")
+    assert roster(lane(in_image)).environment == Tree("/etc/env", ".", LAYERS, "/etc/env")
 
 
 def test_a_tree_in_a_release_on_a_server_is_copied_first() -> None:
@@ -69,7 +70,7 @@ def test_a_tree_in_a_release_on_a_server_is_copied_first() -> None:
     made = lane(app, revision=Revision("nfs:x", "one", "nas", InPlace()))
     copy = CopiedScripts("/srv/web/current/config/env", "/run/bootagent/environment/web", "deploy", "web")
     assert copy in made.steps["stage"]
-    found = services(made).environment
+    found = roster(made).environment
     assert found is not None and (found.root, found.copied) == ("/run/bootagent/environment/web", True)
 
 
@@ -78,7 +79,7 @@ def test_a_tree_from_git_is_checked_out_before_the_hook() -> None:
     place = Tree("/var/lib/bootagent/environment/web/current", ".", LAYERS, GIT.url)
     commit = Commit(GIT.url, SHA, False, None, GIT.known_hosts, "eu-west-1")
     assert made.steps["stage"][-2] == EnvironmentCheckout("web", commit, place, WEB.limits.within)
-    assert services(made).environment == place
+    assert roster(made).environment == place
     assert lane(replace(FROM_GIT, prepare=None), environment=SHA).steps["stage"][-1] == made.steps["stage"][-2]
     assert (made.intent, made.degraded) == ("deploy", False)
 
@@ -103,9 +104,9 @@ def test_secrets_are_fetched_before_the_hook_and_for_the_services_that_run() -> 
     others = ServiceSecrets(f"{place}.worker", (path,)), ServiceSecrets(place, (path,))
     made = lane(app, environment=SHA)
     assert made.steps["stage"][-2] == FetchedSecrets("web", (asked, *others), "eu-west-1")
-    tree = services(made).environment
+    tree = roster(made).environment
     assert hook(made).given == Given("web", tree, place)
-    assert [spec.secrets for spec in services(made).specs] == [f"{place}.puma", f"{place}.worker"]
+    assert [spec.secrets for spec in roster(made).specs] == [f"{place}.puma", f"{place}.worker"]
 
     # What the hooks have is that of the services that a release brings, be there one of them or not.
     made = lane(replace(app, only=("puma",)), environment=SHA)

@@ -13,12 +13,13 @@ from bootagent.errors import BootagentError
 from bootagent.machine import Machine
 from bootagent.sources import InPlace, Revision
 from bootagent.state import AppState
-from tests.unit.test_plan import services
+from bootagent.steps.services import Services
+from tests.unit.test_plan import ROSTER
 from tests.unit.test_plan_storage import MOMENT, PLAIN, in_place, made, served
 
 BAKED = replace(PLAIN, source=ImageSource(None, copy=False))
 HERE = Revision("image:in-place", "image", "the image itself", InPlace())
-RUN = replace(services("image:in-place"), current="/srv/web", watched=())
+RUN = Services(replace(ROSTER, current="/srv/web"), "image:in-place")
 
 
 def test_the_first_run_starts_the_services_and_stages_nothing() -> None:

@@ -41,6 +41,7 @@ from tests.unit.test_plan import (
     NOW,
     R1,
     R2,
+    ROSTER,
     RUNIT,
     WEB,
     activated,
@@ -164,7 +165,7 @@ def retired(*keep: str) -> RetiredVolumes:
 
 def run(mark: str, *needs: str, scripts: str | None = None) -> Services:
     """The services of an app that is read in place: nothing of shared/ is filled, and so watched."""
-    return replace(services(mark), watched=(), scripts=scripts, needs=needs)
+    return Services(replace(ROSTER, scripts=scripts, needs=needs), mark)
 
 
 def on_volume(name: str) -> Steps:
@@ -709,7 +710,7 @@ def test_a_tree_runs_where_it_is_in_the_place_of_what_is_read_in_place(app: App)
     assert lane == Lane(
         app="web",
         intent="keep",
-        steps={"serve": (replace(run("image:v1"), current="/opt/web"),)},
+        steps={"serve": (Services(replace(ROSTER, current="/opt/web"), "image:v1"),)},
         release="v1",
         label="v1",
         reason=f"{LOST}; until it can be read, what the image holds serves",
@@ -850,7 +851,7 @@ def test_a_shared_mount_gets_the_time_of_the_most_patient_app(patience: float) -
 def test_services_need_the_volumes_of_their_role() -> None:
     known = {"web": Known(Layout(), revision("a"), remembered()), "api": in_place(shown(R1))}
     lanes = plan.make(config(WEB, replace(ON_NFS, name="api"), volumes=[DATA]), known, (), MOMENT).lanes
-    needs = {lane.app: one.needs for lane in lanes for one in lane.steps["serve"] if isinstance(one, Services)}
+    needs = {lane.app: one.roster.needs for lane in lanes for one in lane.steps["serve"] if isinstance(one, Services)}
     assert needs == {"web": ("/var/lib/postgresql",), "api": ("/var/lib/postgresql", "/srv")}
 
 
