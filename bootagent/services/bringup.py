@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 
 from bootagent.errors import MachineError, ServiceError
 from bootagent.machine import Machine, Note
-from bootagent.services import boot_order, leftovers, runit, servicedir
+from bootagent.services import boot_order, runit, servicedir, takedown
 from bootagent.services.reload import Reload
 from bootagent.services.servicedir import LogEnd, ServiceDirectory
 
@@ -221,9 +221,7 @@ def _restarted(machine: Machine, watch: Watch) -> Watch:
     """It is stopped and started, and watched anew."""
     one = watch.wanted
     machine.tell(Note(f"{watch.name} is restarted, as {watch.wants_restart}", {"because": watch.failed}))
-    inner, identity = one.directory.inner(machine), one.directory.identity
-    runit.stop(machine, inner, within=one.stop_within, identity=identity)
-    leftovers.end(machine, one.directory.outer(machine), one.stop_within)
+    takedown.end(machine, one.directory.outer(machine), one.stop_within)
     one.directory.start(machine)
     return Watch(one, watch.log_end)
 

@@ -1,7 +1,8 @@
-"""What a service that is down has left behind: children that outlived their parent, and what made itself a daemon."""
+"""What a service leaves behind when it is down: children that outlive their parent, and what made itself a daemon."""
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -27,7 +28,8 @@ def find(outer: Path) -> list[Process]:
     known = processes.all()
     if supervisor and supervisor.pid:
         found = [one for one in found if not processes.is_below(one, supervisor.pid, known)]
-    return found
+    # A service may have asked for this very run.
+    return [one for one in found if not processes.is_below(known[os.getpid()], one.pid, known)]
 
 
 def end(machine: Machine, outer: Path, within: float) -> list[Process]:

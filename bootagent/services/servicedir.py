@@ -28,7 +28,7 @@ from typing import IO
 from bootagent import beneath
 from bootagent.errors import BootagentError, MachineError
 from bootagent.machine import MINIMAL_ENVIRONMENT, Identity, Machine, login_environment
-from bootagent.services import boot_order, cgroups, leftovers, runit
+from bootagent.services import boot_order, cgroups, leftovers, runit, takedown
 from bootagent.services.runscript import RunScript, together
 from bootagent.services.runtimes import Shims
 from bootagent.services.servicefiles import FREE, Confinement, Files, confined
@@ -73,16 +73,14 @@ def patience(machine: Machine, definitions: str, name: str) -> float:
 
 
 def remove(machine: Machine, definitions: str, service_dir: str, name: str, *, within: float | None = None) -> None:
-    """Stop a service for good: the process, both runsvs, the link and the directory.
+    """Stop a service for good: its processes, both runsvs, the link and the directory.
 
     ``within`` None: it may take as long as it might when it was installed.
     """
     outer = machine.real(definitions) / name
     within = patience(machine, definitions, name) if within is None else within
     link = machine.real(service_dir) / name
-    if runit.is_supervised(outer / "service"):
-        owner = (outer / "service" / "supervise").stat()
-        runit.stop(machine, outer / "service", within=within, identity=machine.identity_of(owner.st_uid))
+    takedown.end(machine, outer, within)  # whoever holds its output would keep the log's program from ending
     link.unlink(missing_ok=True)
     if runit.is_supervised(outer):
         runit.leave(machine, outer, within=within)
@@ -191,9 +189,7 @@ class ServiceDirectory:
         self._forget_other_user(machine)
         self._note_patience(machine, stop_within)
         before = _present(outer)
-        if runit.is_supervised(inner):
-            runit.stop(machine, inner, within=stop_within, identity=self.identity)
-            leftovers.end(machine, outer, stop_within)  # the work of one release beside that of another
+        takedown.end(machine, outer, stop_within)  # the work of one release is not to go on beside that of another
         for path in before.keys() - wanted.keys():
             (outer / path).unlink()
         for path, (content, mode) in wanted.items():

@@ -1,4 +1,4 @@
-"""Takes services down in the reverse of the order in which they were started; they stay installed."""
+"""Takes services down, several of them in the reverse of the order in which they were started; they stay installed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bootagent.deadline import NO_HURRY, Deadline, cut
 from bootagent.machine import Identity, Machine, Note
-from bootagent.services import boot_order, runit
+from bootagent.services import boot_order, leftovers, runit
 from bootagent.turns import turns
 
 #: A service that runsv finds with it is not started: runsv(8). The next run takes it away.
@@ -38,6 +38,14 @@ def take_down(
             list(pool.map(lambda name, left=left: _stop(machine, root / name / "service", within[name], left), names))
 
 
+def end(machine: Machine, outer: Path, within: float) -> None:
+    """Stop one service and whatever it leaves behind; ``outer`` is root's directory of it. Each may take as long."""
+    inner = outer / "service"
+    if runit.is_supervised(inner):
+        runit.stop(machine, inner, within=within, identity=_owner(machine, inner))
+    leftovers.end(machine, outer, within)
+
+
 def is_down(inner: Path) -> bool:
     """Whether a service has no process, and will not be given one."""
     found = runit.status(inner)
@@ -51,10 +59,15 @@ def _stop(machine: Machine, inner: Path, wanted: float, until: Deadline) -> None
     if not runit.is_supervised(inner) and inner.is_dir():
         machine.write(inner / DOWN, b"")  # runsvdir may be about to find it
     if runit.is_supervised(inner):
-        identity = machine.identity_of((inner / "supervise").stat().st_uid)
+        identity = _owner(machine, inner)
         within = until.grant(wanted)
         runit.stop(machine, inner, within=within, identity=identity, cut=cut(within, wanted))
         _end_finish(machine, inner, identity)
+
+
+def _owner(machine: Machine, inner: Path) -> Identity | None:
+    """Who the runsv of a service runs as."""
+    return machine.identity_of((inner / "supervise").stat().st_uid)
 
 
 def _end_finish(machine: Machine, inner: Path, identity: Identity | None) -> None:

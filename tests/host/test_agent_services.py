@@ -91,7 +91,7 @@ def test_what_runs_and_works_no_more_is_restarted_once(stage: Stage, web: App, a
     assert stage.release_state("web", web.current) == "good"
 
 
-def test_a_restart_leaves_no_process_of_the_old_release(stage: Stage, web: App, agent: Agent) -> None:
+def test_neither_a_restart_nor_a_removal_leaves_a_process_behind(stage: Stage, web: App, agent: Agent) -> None:
     stage.configure(web.config(service=own("job", f'command = ["./job"]\nstop_within = "2s"\n{QUICK}')))
     # A child that has left its parent's session, and takes no TERM.
     job = "#!/bin/sh\nsetsid sh -c 'trap \"\" TERM; while :; do sleep 1; done' &\nexec sleep 1000\n"
@@ -104,7 +104,14 @@ def test_a_restart_leaves_no_process_of_the_old_release(stage: Stage, web: App, 
     assert ran.code == 0, ran.stderr
     assert not _alive(first)
     assert "TERM to what web.job left behind" in ran.stderr and "KILL to what web.job left behind" in ran.stderr
-    assert [process for process in processes.all().values() if one in _cwd(process.pid)] == []
+    assert _working_in(one) == set()
+
+    two = web.current
+    stage.configure(web.config())
+    ran = agent("reconfigure")
+    assert ran.code == 0, ran.stderr
+    assert "KILL to what web.job left behind" in ran.stderr
+    assert _working_in(two) == {web.pid()}
 
 
 def test_what_services_lack_is_found_before_the_switch(stage: Stage, web: App, agent: Agent) -> None:
@@ -263,6 +270,10 @@ def _alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def _working_in(release: str) -> set[int]:
+    return {process.pid for process in processes.all().values() if release in _cwd(process.pid)}
 
 
 def _cwd(pid: int) -> str:
