@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bootagent import beneath
 from bootagent.environment import directories, secrets
-from bootagent.environment.concealed import Concealed
+from bootagent.environment.concealed import Concealed, redacted
 from bootagent.environment.directories import Tree
 from bootagent.errors import BootagentError, MachineError
 from bootagent.machine import Machine
@@ -107,7 +107,14 @@ class Wanted:
         return found.since > time.time() or found.uptime() >= self.spec.stable_for
 
     def problem(self, machine: Machine) -> str | None:
-        """Why it does not work, by its configured check and then by the release's own check script."""
+        """Why it does not work, by its configured check and then by the release's own check script.
+
+        A check has the service's secrets, and may print them: what it says is told and stored.
+        """
+        found = self._problem(machine)
+        return found and redacted(found, self.hidden.values())
+
+    def _problem(self, machine: Machine) -> str | None:
         spec, inner = self.spec, self.directory.inner(machine)
         found = None
         if spec.http:

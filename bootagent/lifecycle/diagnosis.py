@@ -9,9 +9,12 @@ from datetime import datetime, timezone
 from typing import Any
 
 from bootagent import aws, state
+from bootagent.environment import secrets
+from bootagent.environment.concealed import Concealed, redacted
 from bootagent.journal import timestamp
 from bootagent.lifecycle.place import Place
 from bootagent.lifecycle.verdict import RunEnd, failure
+from bootagent.machine import Machine
 from bootagent.report import status
 from bootagent.services import servicedir
 from bootagent.survey import DEFINITIONS
@@ -56,8 +59,15 @@ def _logs(place: Place, definitions: str) -> dict[str, str]:
         for service in servicedir.installed(place.machine, definitions, app):
             configured = apps.get(app, {}).get("services", {}).get(service.partition(".")[2], {})
             log = configured.get("log") or servicedir.OWN_LOGS + service
-            found[service] = servicedir.log_tail(place.machine, log, since=(0, 0))
+            tail = servicedir.log_tail(place.machine, log, since=(0, 0))
+            found[service] = redacted(tail, _hidden(place.machine, app, service.partition(".")[2]), cut=True)
     return found
+
+
+def _hidden(machine: Machine, app: str, service: str) -> list[Concealed]:
+    """What a service's log may hold, and nobody else is to see."""
+    own = (secrets.read(machine, secrets.place(app, name)) for name in (service, None))
+    return [value for values in own if values for value in values.values()]
 
 
 def _in_time(what: str, look: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:

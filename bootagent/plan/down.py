@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from bootagent.deadline import NO_HURRY, Deadline
 from bootagent.steps.base import Step
+from bootagent.steps.no_orphans import NoOrphans
 from bootagent.steps.removed_services import RemovedServices
 from bootagent.steps.stopped import Stopped
 from bootagent.turns import turns
@@ -32,16 +33,19 @@ class ToStop:
 
 
 def services_down(services: Sequence[ToStop]) -> tuple[Step, ...]:
-    """What takes these services down, in order, and nothing else."""
-    return tuple(down(one, NO_HURRY) for one in services)
+    """What takes these services down, in order, and ends what they leave behind: they stay installed."""
+    return tuple(step for one in services for step in down(one, NO_HURRY))
 
 
-def down(one: ToStop, until: Deadline) -> Step:
-    """What takes the services of one app down."""
-    return Stopped(one.app, one.definitions, one.services, one.order, until)
+def down(one: ToStop, until: Deadline) -> tuple[Step, ...]:
+    """What takes the services of one app down, and ends what they leave behind."""
+    return (
+        Stopped(one.app, one.definitions, one.services, one.order, until),
+        NoOrphans(one.app, one.definitions, one.services, until),
+    )
 
 
 def no_services(one: ToStop, service_dir: str) -> tuple[Step, ...]:
     """What takes the services of one app down and away, and whatever else of it is there."""
     removed = RemovedServices(one.app, one.definitions, service_dir, one.services)
-    return (down(one, NO_HURRY), removed) if one.services else (removed,)
+    return (*down(one, NO_HURRY), removed) if one.services else (removed,)

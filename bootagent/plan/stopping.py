@@ -19,7 +19,6 @@ from bootagent.plan.lane import Lane, Phase, Plan
 from bootagent.state import AppState
 from bootagent.steps.as_before import AsBefore
 from bootagent.steps.base import Step
-from bootagent.steps.no_orphans import NoOrphans
 from bootagent.steps.no_releases import NoReleases
 from bootagent.steps.removed_services import RemovedServices
 from bootagent.steps.stop_hook import StopHook
@@ -55,12 +54,12 @@ class Around:
 
 def stop(services: Sequence[ToStop], around: Around, reason: str) -> Plan:
     """The plan of a stop, and why."""
-    return Plan((*_apps(services, around, reason), _machine(around, reason)))
+    return Plan((*_apps(_with_hooks(services, around), around, reason), _machine(around, reason)))
 
 
 def before_services(services: Sequence[ToStop], around: Around) -> Deadline:
     """Of the stop's time, what there is before the first service is told to end."""
-    return _kept(around).before(sum(_turns(services, around).values()))
+    return _kept(around).before(sum(_turns(_with_hooks(services, around), around).values()))
 
 
 def leaving(config: Config) -> Leaving:
@@ -79,6 +78,13 @@ def leaving(config: Config) -> Leaving:
     return Leaving(config.runit.service_dir, tuple(hooks))
 
 
+def _with_hooks(services: Sequence[ToStop], around: Around) -> list[ToStop]:
+    """With the apps that have a stop hook and no service: they never had one, or a stop before has removed them."""
+    known = {one.app for one in services}
+    rest = [hook.app for hook in around.leaving.hooks if hook.app not in known]
+    return [*services, *(ToStop(app, around.definitions[0], ()) for app in rest)]
+
+
 def _apps(services: Sequence[ToStop], around: Around, reason: str) -> Iterator[Lane]:
     hooks = {hook.app: hook for hook in around.leaving.hooks}
     wanted, until = _turns(services, around), _kept(around)
@@ -89,13 +95,12 @@ def _apps(services: Sequence[ToStop], around: Around, reason: str) -> Iterator[L
         later = until.before(after + (hook.within if hook else 0.0))
         steps: dict[Phase, tuple[Step, ...]] = {
             "stop": (
-                down(one, later),
-                NoOrphans(one.app, one.definitions, one.services, later),
+                *(down(one, later) if one.services else ()),
                 *([_hook(hook, one, around, until.before(after))] if hook else ()),
             )
         }
-        if around.extent != "shutdown":
-            removed = RemovedServices(one.app, one.definitions, around.leaving.service_dir, one.services)
+        if around.extent != "shutdown" and one.services:
+            removed = RemovedServices(one.app, one.definitions, around.leaving.service_dir, one.services, until)
             steps["remove"] = (removed,)
         yield Lane(one.app, "stop", steps, reason=reason, after=one.after)
 

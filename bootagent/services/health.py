@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from bootagent.errors import CommandError
-from bootagent.machine import Identity, Machine
+from bootagent.machine import TAIL_BYTES, Identity, Machine
 
 TRY_SECONDS = 5.0
 
@@ -59,6 +59,8 @@ def command_problem(
         # The directory may be on a dead NFS server: who enters it must be a child that can be given up.
         machine.run(["env", f"--chdir={cwd}", "--", *command], timeout=TRY_SECONDS, identity=identity, env=env)
     except CommandError as error:
-        last = error.tail.strip().splitlines()[-1:]
-        return ": ".join([error.sentence, *last])
+        lines = error.tail.strip().splitlines()
+        if len(lines) == 1 and len(error.tail) >= TAIL_BYTES:
+            lines = []  # its beginning is lost: it might begin with half a secret, which nobody would know for one
+        return ": ".join([error.sentence, *lines[-1:]])
     return None

@@ -35,14 +35,14 @@ def take_down(
         for index, names in enumerate(going):
             rest = sum(max(within[name] for name in others) for others in going[index + 1 :])
             left = until.before(until.later + rest)
-            list(pool.map(lambda name, left=left: _stop(machine, root / name / "service", within[name], left), names))
+            list(pool.map(lambda name, left=left: _take(machine, root / name / "service", within[name], left), names))
 
 
 def end(machine: Machine, outer: Path, within: float) -> None:
     """Stop one service and whatever it leaves behind; ``outer`` is root's directory of it. Each may take as long."""
     inner = outer / "service"
     if runit.is_supervised(inner):
-        runit.stop(machine, inner, within=within, identity=_owner(machine, inner))
+        _stop(machine, inner, within)
     leftovers.end(machine, outer, within)
 
 
@@ -54,20 +54,20 @@ def is_down(inner: Path) -> bool:
     return not inner.is_dir() or (inner / DOWN).exists()
 
 
-def _stop(machine: Machine, inner: Path, wanted: float, until: Deadline) -> None:
+def _take(machine: Machine, inner: Path, wanted: float, until: Deadline) -> None:
     boot_order.forget(machine, inner.parent.name)
     if not runit.is_supervised(inner) and inner.is_dir():
         machine.write(inner / DOWN, b"")  # runsvdir may be about to find it
     if runit.is_supervised(inner):
-        identity = _owner(machine, inner)
         within = until.grant(wanted)
-        runit.stop(machine, inner, within=within, identity=identity, cut=cut(within, wanted))
-        _end_finish(machine, inner, identity)
+        _stop(machine, inner, within, cut(within, wanted))
 
 
-def _owner(machine: Machine, inner: Path) -> Identity | None:
-    """Who the runsv of a service runs as."""
-    return machine.identity_of((inner / "supervise").stat().st_uid)
+def _stop(machine: Machine, inner: Path, within: float, shortened: str = "") -> None:
+    """Stop what runsv runs, as its user; ``shortened`` is what is to be said of ``within``."""
+    identity = machine.identity_of((inner / "supervise").stat().st_uid)
+    runit.stop(machine, inner, within=within, identity=identity, cut=shortened)
+    _end_finish(machine, inner, identity)
 
 
 def _end_finish(machine: Machine, inner: Path, identity: Identity | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from bootagent.deadline import NO_HURRY, Deadline
 from bootagent.errors import ServiceError
 from bootagent.machine import Machine
 from bootagent.services import runit, servicedir
@@ -14,13 +15,15 @@ from bootagent.services import runit, servicedir
 class RemovedServices:
     """``app`` has no service directory below ``definitions``, no link in ``service_dir``, and no runsv.
 
-    ``services`` are those that are known, each with the seconds it may take to stop, should it be up.
+    ``services`` are those that are known, each with the seconds it may take to stop, should it be up; ``until`` may
+    leave them less.
     """
 
     app: str
     definitions: str
     service_dir: str
     services: tuple[tuple[str, float], ...]
+    until: Deadline = NO_HURRY
 
     def __str__(self) -> str:
         named = f" ({', '.join(name for name, _ in self.services)})" if self.services else ""
@@ -35,11 +38,14 @@ class RemovedServices:
     def apply(self, machine: Machine) -> None:
         """Take them down and away. Raises ServiceError for a runsv that stays."""
         within = dict(self.services)
-        names = sorted({*within, *servicedir.installed(machine, self.definitions, self.app)})
+        for name in servicedir.installed(machine, self.definitions, self.app):
+            within.setdefault(name, servicedir.patience(machine, self.definitions, name))
+        names = sorted(within)
         root = machine.real(self.definitions)
 
         def remove(name: str) -> bool:
-            servicedir.remove(machine, self.definitions, self.service_dir, name, within=within.get(name))
+            seconds = self.until.grant(within[name])
+            servicedir.remove(machine, self.definitions, self.service_dir, name, within=seconds)
             return not runit.is_supervised(root / name)
 
         with ThreadPoolExecutor(max(1, len(names))) as pool:

@@ -83,7 +83,7 @@ class Services:
         except ServiceError as error:  # their logs are their own, but what is told of them goes further
             hidden = [value for one in wanted for value in one.hidden.values()]
             tail = redacted(error.tail, hidden, cut=True)
-            raise ServiceError(redacted(error.sentence, hidden), tail=tail, remedy=error.remedy) from None
+            raise ServiceError(error.sentence, tail=tail, remedy=error.remedy) from None
         for place in self._left_secrets(machine):
             secrets.remove(machine, place)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bootagent import hooks, mounts
 from bootagent.deadline import NO_HURRY, Deadline, cut
-from bootagent.errors import BootagentError, CommandError
+from bootagent.errors import BootagentError, CommandError, MachineError
 from bootagent.leaving import MARKERS, Hook
 from bootagent.machine import Machine, Note
 from bootagent.services import runit
@@ -22,8 +22,9 @@ class StopHook:
 
     It runs as the app's user in ``current``, with the environment that its app gives it, ``revision`` as
     ``BOOTAGENT_REVISION`` and the release's real path as ``BOOTAGENT_RELEASE``. Killed on the way, it is run again: at
-    least once. ``services`` are the logical paths of the service directories that must be down first. It gets less
-    time than it may take where ``until`` leaves no more.
+    least once. ``services`` are the logical paths of the service directories that must be down first; where there are
+    none, a stop before may have taken away all that it could run in. It gets less time than it may take where ``until``
+    leaves no more.
     """
 
     hook: Hook
@@ -36,8 +37,8 @@ class StopHook:
         return f"run the stop hook {' '.join(hook.command)} in {hook.current} as {hook.user}"
 
     def is_satisfied(self, machine: Machine) -> bool:
-        """Whether it has."""
-        return self._marker(machine).is_file()
+        """Whether it has, or there is nothing any more to run it in."""
+        return self._marker(machine).is_file() or (not self.services and self._is_gone(machine))
 
     def apply(self, machine: Machine) -> None:
         """Run it. Raises CommandError with the end of its output, BootagentError while a service still runs."""
@@ -47,6 +48,15 @@ class StopHook:
         marker = self._marker(machine)
         machine.make_directory(marker.parent, mode=0o700)
         machine.write(marker, printed.encode(), mode=0o600)
+
+    def _is_gone(self, machine: Machine) -> bool:
+        try:
+            mounts.probe(machine, self.hook.current, PROBE_SECONDS)
+        except mounts.Silent:
+            return False
+        except MachineError:  # it answers that
+            return not machine.real(self.hook.current).exists()
+        return False
 
     def _run(self, machine: Machine) -> str:
         hook, current = self.hook, machine.real(self.hook.current)

@@ -190,6 +190,16 @@ def test_the_last_words_of_a_service_are_told_without_its_secrets(stage: Stage, 
     # Its own log is its own.
     assert {Path(path).parent.name for path in said_anywhere(stage, VALUE)} <= {"web.one"}
 
+    # A check may say what it knows, too, also while it is waited for.
+    check = 'command = ["sh", "-c", "echo no way to $DATABASE_URL; exit 1"], within = "6s"'
+    service = f'[apps.web.services.one]\ncommand = ["sleep", "1000"]\nstable_for = "300ms"\ncheck = {{ {check} }}\n'
+    stage.configure(web.config(extra='secrets = ["ssm:/web/DATABASE_URL"]', service=service))
+    ran = agent("reconfigure")
+    assert ran.code == 1 and "no way to (secret)" in ran.stderr, ran.stderr
+    assert "waiting for web.one to be healthy" in ran.stderr
+    assert VALUE not in ran.stderr
+    assert {Path(path).parent.name for path in said_anywhere(stage, VALUE)} <= {"web.one"}
+
 
 def test_going_back_brings_the_secrets_of_today_or_keeps_those_at_hand(stage: Stage, web: App, agent: Agent) -> None:
     put(stage, web__DATABASE_URL=VALUE)

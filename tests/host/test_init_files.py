@@ -165,9 +165,9 @@ def service(stage: Stage, cloud: Cloud) -> Path:
 
 
 def give(service: Path) -> None:
-    """Hand a service directory to runsvdir, and wait for it to be taken."""
+    """Hand a service directory to runsvdir, and wait for its start: of what is down, sv check(8) thinks well."""
     (service.parents[1] / "service" / service.name).symlink_to(service)
-    wait_for(lambda: runit.status(service) is not None)
+    wait_for(lambda: (found := runit.status(service)) and found.state != "down")
 
 
 def wait_for(what: Callable[[], object], within: float = 60) -> None:

@@ -24,6 +24,7 @@ from bootagent.steps.current import Current
 from bootagent.steps.directories import Directories
 from bootagent.steps.forgotten import Forgotten
 from bootagent.steps.linked_paths import LinkedPaths, RevisionFile
+from bootagent.steps.no_orphans import NoOrphans
 from bootagent.steps.prepared import Prepared
 from bootagent.steps.prune import Prune
 from bootagent.steps.removed_services import RemovedServices
@@ -526,6 +527,7 @@ def test_what_the_role_does_not_run_is_stopped_first() -> None:
     assert lanes[0].steps == {
         "stage": (
             Stopped("old", "/etc/sv", (("old.job", 60.0),), (("old.job", ()),)),
+            NoOrphans("old", "/etc/sv", (("old.job", 60.0),)),
             RemovedServices("old", "/etc/sv", "/etc/service", (("old.job", 60.0),)),
             Forgotten("old", kept),
             RetiredVolumes("app.old.", (), None, delete=True),

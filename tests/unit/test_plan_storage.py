@@ -880,7 +880,7 @@ def test_volumes_of_another_kind_of_source_go_first_and_what_runs_from_them(
     found = revision("a") if app is WEB else snapshot(S2)
     known = Known(Layout(R1, None, (R1,)), found, remembered(), volumes=volumes)
     (lane,) = plan.make(config(app), {"web": known}, (), MOMENT).lanes
-    first, second, third, *_ = lane.steps["stage"]
+    first, _, second, third, *_ = lane.steps["stage"]
     assert isinstance(first, Stopped) and first.services == tuple(
         (f"web.{s.name}", s.stop_within) for s in app.services
     )

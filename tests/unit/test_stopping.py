@@ -81,6 +81,25 @@ def test_the_hook_knows_its_app() -> None:
     assert (hook.hook, hook.revision, hook.services) == (HOOK, "rev", ("/etc/sv/web.puma/service",))
 
 
+def test_a_hook_is_run_of_an_app_without_services_too() -> None:
+    around = Around("stop", Leaving("/etc/service", (HOOK,)), ("/etc/sv",), (("web", APP),))
+    web, machine = plan.stop([], around, "why").lanes
+    assert kinds(web) == [("stop", StopHook)] and machine.app == plan.MACHINE
+    hook = web.steps["stop"][0]
+    assert isinstance(hook, StopHook) and (hook.hook, hook.services) == (HOOK, ())
+    assert plan.before_services([], around).later == HOOK.within
+
+
+def test_a_removal_has_no_more_time_than_the_stop() -> None:
+    around = Around("stop", Leaving("/etc/service", ()), ("/etc/sv",), (), Deadline(at=1000.0))
+    [removed] = plan.stop(SERVICES, around, "why").lanes[0].steps["remove"]
+    assert isinstance(removed, RemovedServices) and removed.until.at == 1000.0
+
+
+def test_where_services_go_down_nothing_of_them_is_left() -> None:
+    assert [type(step) for step in plan.services_down(SERVICES)] == [Stopped, NoOrphans]
+
+
 def test_each_knows_what_comes_after_it() -> None:
     db = ToStop("db", "/etc/sv", (("db.redis", 20.0), ("db.pg", 30.0)), (("db.redis", ("db.pg",)),))
     web = ToStop("web", "/etc/sv", (("web.puma", 10.0), ("web.jobs", 5.0)), after=("db",))
