@@ -142,8 +142,7 @@ def _app_table(document: Document, name: str) -> Table:
 
 
 def _app(name: str, table: Table, chosen: Choice) -> App:
-    users = {service["user"] for service in table["services"].values() if "user" in service}
-    user = table.get("user") or (users.pop() if len(users) == 1 else "nobody")
+    user = services.user_of(table)
     group = table.get("group")
     deploy_to = "/" + table["deploy_to"].strip("/")
     hooks, limits = table["hooks"], table["limits"]

@@ -55,6 +55,13 @@ def service(app: str, name: str, table: Table, of_app: Table, user: str, group: 
     )
 
 
+def user_of(app: Table) -> str:
+    """The user of an app, by its table."""
+    users = {service["user"] for service in app["services"].values() if "user" in service}
+    user: str = app.get("user") or (users.pop() if len(users) == 1 else "nobody")
+    return user
+
+
 def in_full(app: str, name: str) -> str:
     """A service's name with its app's, which ``app`` may leave out."""
     return name if "." in name else f"{app}.{name}"

@@ -10,6 +10,7 @@ from typing import Any
 
 from bootagent.config.quantities import size
 from bootagent.config.schema import Found
+from bootagent.config.services import user_of
 
 Table = dict[str, Any]
 
@@ -145,6 +146,13 @@ def check_role(role: Table, apps: Table) -> Iterator[Found]:
             if overlap(volume["mountpoint"], point):
                 sentence = f"{volume['mountpoint']!r} collides with {point!r} of app {app!r}"
                 yield ("volumes", name, "mountpoint"), sentence
+    for app in chosen:
+        for name, volume in volumes.items():
+            if why := _in_the_way(volume["mountpoint"], app, apps[app]):
+                yield ("volumes", name, "mountpoint"), f"{volume['mountpoint']!r} {why}"
+        for other, point in mounted.items():
+            if other != app and (why := _in_the_way(point, app, apps[app])):
+                yield ("apps",), f"{other!r} mounts {point!r}, which {why}"
     for (one, first), (two, second) in combinations(mounted.items(), 2):
         if overlap(first, second) and not _same_mount(apps[one]["source"], apps[two]["source"]):
             yield ("apps",), f"{two!r} mounts {second!r}, which collides with {first!r} of {one!r}"
@@ -155,6 +163,24 @@ def _mountpoint(app: Table) -> str | None:
     if source["type"] == "nfs" or (source["type"] == "ebs" and source["holds"] == "deploy_to"):
         return str(source.get("mountpoint") or app["deploy_to"])
     return None
+
+
+def _in_the_way(point: str, name: str, app: Table) -> str | None:
+    """Why nothing can be mounted at a place in an app's deploy_to, as a clause; None when it can, or lies elsewhere.
+
+    Root mounts nowhere on the way to which another user could rename a directory: mounts.refuse_movable.
+    """
+    source, user = app["source"], user_of(app)
+    on_volumes = source["type"] == "ebs" and source["holds"] == "release"
+    held = f"{app['deploy_to']}/shared" if on_volumes else app["deploy_to"]  # else deploy_to and releases/ are root's
+    if not is_within(point, held) or is_within(held, point):
+        return None
+    where = f"is in {place(held)}, where app {name!r}"
+    if source["type"] == "ebs" and is_in_place(app) and not overlap(point, _mountpoint(app) or ""):
+        return f"{where} has a volume of its own; mount it elsewhere"
+    if is_in_place(app) or user == "root":
+        return None
+    return f"{where} lets {user!r} rename directories; mount it elsewhere, and link to it by hooks.prepare"
 
 
 def _same_mount(one: Table, two: Table) -> bool:

@@ -273,6 +273,57 @@ def test_volumes_that_do_not_fit_are_told(volumes: str, key: str, sentence: str,
     assert told(web + ROLE + volumes, tmp_path) == [(f"roles.web.volumes.{key}", sentence)]
 
 
+DATA = '[roles.web.volumes.up]\nmountpoint = "{}"\ntags = {{ N = "up" }}\n'
+IN_S3 = 'type = "s3", url = "s3://b/web.json"'
+BY_RELEASE = 'type = "ebs", snapshot = { N = "x" }, holds = "release"'
+RENAMES = "where app 'web' lets {!r} rename directories; mount it elsewhere, and link to it by hooks.prepare"
+
+
+@pytest.mark.parametrize(
+    ("source", "more", "mountpoint", "sentence"),
+    [
+        (IN_S3, "", "/srv//web/shared/uploads/", f"is in /srv/web, {RENAMES.format('nobody')}"),
+        (IN_S3, 'user = "deploy"', "/srv/web/shared", f"is in /srv/web, {RENAMES.format('deploy')}"),
+        (IN_S3, 'services.s = { user = "web" }', "/srv/web/x", f"is in /srv/web, {RENAMES.format('web')}"),
+        (BY_RELEASE, "", "/srv/web/shared/uploads", f"is in /srv/web/shared, {RENAMES.format('nobody')}"),
+        (
+            'type = "ebs", snapshot = { N = "x" }, mountpoint = "/cp"',
+            "",
+            "/srv/web/shared/uploads",
+            "is in /srv/web, where app 'web' has a volume of its own; mount it elsewhere",
+        ),
+    ],
+)
+def test_nothing_is_mounted_where_an_apps_user_could_move_it(
+    source: str, more: str, mountpoint: str, sentence: str, tmp_path: Path
+) -> None:
+    text = app("web", source, more=more) + ROLE + DATA.format(mountpoint)
+    assert told(text, tmp_path) == [("roles.web.volumes.up.mountpoint", f"{mountpoint!r} {sentence}")]
+
+
+@pytest.mark.parametrize(
+    ("source", "more", "mountpoint"),
+    [
+        (IN_S3, "", "/srv/web"),
+        (IN_S3, "", "/srv"),
+        (IN_S3, "", "/srv/web2"),
+        (IN_S3, 'user = "root"', "/srv/web/shared/uploads"),
+        (BY_RELEASE, "", "/srv/web/data"),
+        (BY_RELEASE, "", "/srv/web/shared"),
+        ('type = "image", copy = false', "", "/srv/web/data"),
+    ],
+)
+def test_what_only_root_can_move_may_be_mounted_at(source: str, more: str, mountpoint: str, tmp_path: Path) -> None:
+    (found,) = config(app("web", source, more=more) + ROLE + DATA.format(mountpoint), tmp_path).volumes
+    assert found.mountpoint == mountpoint
+
+
+def test_nor_is_another_apps_mount_where_an_apps_user_could_move_it(tmp_path: Path) -> None:
+    other = 'type = "nfs", server = "n", export = "/e", mountpoint = "/srv/web/shared/e", copy = true'
+    sentence = f"'api' mounts '/srv/web/shared/e', which is in /srv/web, {RENAMES.format('nobody')}"
+    assert told(app("web", IN_S3) + app("api", other) + ROLE, tmp_path) == [("roles.web.apps", sentence)]
+
+
 def test_two_apps_may_read_from_one_mount_but_not_from_two_at_one_place(tmp_path: Path) -> None:
     mount = 'type = "nfs", server = "n", export = "{}", mountpoint = "/apps"'
     one = app("one", mount.format("/e"), "/apps/one")
