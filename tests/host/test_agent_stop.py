@@ -242,6 +242,31 @@ def test_what_a_stop_keeps_for_the_next_run_a_reset_does_not(
     assert all(path.exists() for name, path in own.items() if "hooks" not in name)
 
 
+def test_a_hook_that_failed_is_run_by_the_next_stop_and_one_of_an_app_without_services(
+    stage: Stage, agent: Agent, machine_root: Path
+) -> None:
+    good = machine_root / "good"
+    web = stage.app()
+    stage.configure(web.config(extra=f"""hooks = {{ stop = ["test", "-e", "{good}"] }}""", service=SLEEP))
+    web.publish("one")
+    assert agent("reconfigure").code == 0
+    for _ in range(2):  # the second time, there are no services any more
+        ran = agent("stop")
+        assert ran.code == 1 and "run the stop hook" in ran.stderr, ran.stderr
+    good.touch()
+    ran = agent("stop")
+    assert ran.code == 0 and "run the stop hook" in ran.stderr, ran.stderr
+    ran = agent("stop")
+    assert ran.code == 0 and "run the stop hook" not in ran.stderr, ran.stderr
+
+    good.unlink()
+    stage.configure(web.config(extra=f"""hooks = {{ stop = ["test", "-e", "{good}"] }}""", service=""))
+    web.publish("two", {"VERSION": "two"})
+    assert (ran := agent("reconfigure")).code == 0, ran.stderr
+    ran = agent("stop")
+    assert ran.code == 1 and "run the stop hook" in ran.stderr, ran.stderr
+
+
 def test_a_reset_leaves_the_releases_of_others_and_current_where_it_was(
     stage: Stage, agent: Agent, machine_root: Path
 ) -> None:
