@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from pathlib import Path
 
 from bootagent.config.model import ImageSource
@@ -76,8 +78,12 @@ def _commit(tree: Path) -> str | None:
 
 
 def _read(path: Path, most: int) -> str | None:
+    """The beginning of a regular file; None when there is none."""
     try:
-        with path.open("rb") as file:
+        # O_NONBLOCK: whoever opens a FIFO would else wait for its writer.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return None
             return file.read(most).decode(errors="replace")
     except OSError:
         return None

@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -212,3 +213,17 @@ def test_a_tree_that_is_not_there_is_an_error(machine: Machine) -> None:
         image.resolve(machine, ImageSource("/opt/none"))
     with pytest.raises(BootagentError, match="is not a directory"):
         image.resolve(machine, ImageSource("/opt/web/app.rb"))
+
+
+@pytest.mark.parametrize("name", ["REVISION", ".git/HEAD"])
+def test_a_pipe_in_the_tree_is_no_answer_and_not_waited_for(machine: Machine, name: str) -> None:
+    origin = machine.real(ORIGIN)
+    (origin / ".git").mkdir()
+    os.mkfifo(origin / name)
+    found: list[str] = []
+    # Not to hang with it: who opens a pipe to read waits for whoever writes to it.
+    threading.Thread(target=lambda: found.append(known(machine)[0]), daemon=True).start()
+    deadline = time.monotonic() + 10
+    while not found and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert found == [f"image:{origin.stat().st_ino}:{origin.stat().st_mtime_ns}"]
