@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bootagent import footprint
 from bootagent.errors import BootagentError, CommandError, MachineError, plain
-from bootagent.machine import Machine, sync_directory
+from bootagent.machine import Machine, sync_directory, writable_by_others
 
 #: Of the namespace this thread is in.
 TABLE = Path("/proc/thread-self/mountinfo")
@@ -221,18 +221,46 @@ def make_mountpoint(machine: Machine, path: str, *, empty: bool = False) -> None
         return
     if not real.is_dir():
         raise BootagentError(f"cannot mount at {path}: it is not a directory", remedy="move it away")
-    try:
-        inside = next(real.iterdir(), None)
-    except OSError as error:
-        raise MachineError(f"cannot look into {path}: {error.strerror}") from None
-    if inside is None:
+    if _something_in(real, path) is None:
         real.chmod(0o000)
     elif empty:
-        sentence = f"cannot mount at {path}: there are files in it, such as {inside.name}, that the mount would hide"
+        refuse_full(machine, path)
+
+
+def refuse_full(machine: Machine, path: str) -> None:
+    """Raise MachineError when a mount at a logical path would hide files there, unless something is mounted already."""
+    real = Path(place(machine, path))
+    if at(machine, path) or not real.is_dir():
+        return
+    if name := _something_in(real, path):
+        sentence = f"cannot mount at {path}: there are files in it, such as {name}, that the mount would hide"
         raise MachineError(sentence, remedy="move them away")
 
 
+def refuse_movable(machine: Machine, path: str, what: str) -> None:
+    """Raise BootagentError when others than root may rename a directory on the way: they could have us mount anywhere.
+
+    ``what`` is to be mounted, as a noun.
+    """
+    parent = machine.real(path).parent
+    while not parent.exists():
+        parent = parent.parent
+    if why := writable_by_others(parent):
+        raise BootagentError(
+            f"cannot mount {what} at {path}: {why}",
+            remedy="have its directories belong to root, or choose another mountpoint",
+        )
+
+
 # --- inside --------------------------------------------------------------------------------------------------
+
+
+def _something_in(real: Path, path: str) -> str | None:
+    """The name of something in a directory; None when it is empty."""
+    try:
+        return next((inside.name for inside in real.iterdir()), None)
+    except OSError as error:
+        raise MachineError(f"cannot look into {path}: {error.strerror}") from None
 
 
 def _mount(line: str) -> Mount:

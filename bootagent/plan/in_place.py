@@ -17,6 +17,7 @@ from bootagent.sources import IMAGE_IN_PLACE, Revision, Tree
 from bootagent.state import AppState
 from bootagent.steps.base import Step
 from bootagent.steps.copied_scripts import CopiedScripts
+from bootagent.steps.uncovered import Uncovered
 
 
 def lane(config: Config, app: App, known: Known, moment: Moment) -> Lane:
@@ -124,6 +125,8 @@ def _deploy(
 ) -> Lane:
     name = _name(app, revision)
     left = parts.leave_behind(config, app, known, moment)
+    if left and isinstance(app.source, EbsSource) and app.source.bind:
+        left = [Uncovered(app.deploy_to), *left]  # there is no way back: what would stop us later stops us now
     fallback = standing if standing != name and isinstance(app.source, EbsSource) else None
     return Lane(
         app=app.name,

@@ -51,13 +51,16 @@ class MountedNfs:
     def apply(self, machine: Machine) -> None:
         """Mount it, in place of what was there of NFS once it is known to answer.
 
-        Raises MachineError when the deadline has passed, BootagentError when something else is mounted there.
+        Raises MachineError when the deadline has passed, BootagentError when something else is mounted there,
+        or when others than root could move the mountpoint.
         """
         deadline = time.monotonic() + self.within
         found = mounts.at(machine, self.mountpoint)
         if found and not nfs.is_nfs(found):
             sentence = f"{found.source} ({found.filesystem}) is mounted at {self.mountpoint}"
             raise BootagentError(sentence, remedy="unmount it, or name another mountpoint")
+        # While the server is away, the path is walked again and again.
+        mounts.refuse_movable(machine, self.mountpoint, f"{self.server}:{self.export}")
         if found is None:
             self._mount(machine, self.mountpoint, deadline)
             return

@@ -14,7 +14,7 @@ from bootagent.disks.filesystems import Content
 from bootagent.ebs import volume
 from bootagent.errors import BootagentError, CommandError, MachineError
 from bootagent.fstab import Entry
-from bootagent.machine import Machine, Note, writable_by_others
+from bootagent.machine import Machine, Note
 from bootagent.records import Record
 
 #: Where a volume is mounted to see that it can be, before it takes the place of another.
@@ -74,7 +74,8 @@ class MountedVolume:
         record = self._attached(machine)
         device = disks.wait(machine, record.volume_id or "", self.within)
         self._refuse_strangers(machine, device)
-        self._refuse_movable(machine)
+        for point in self._points:
+            mounts.refuse_movable(machine, point, f"the volume of {self.record}")
         self._fstab_is_so(machine, device, self.filesystem)  # raises what would stop us later
         for point in self._points:
             mounts.make_mountpoint(machine, point, empty=point == self.bind)
@@ -198,18 +199,6 @@ class MountedVolume:
                     f"cannot mount the volume of {self.record} at {point}: {mounted.source} ({mounted.filesystem}) is "
                     "mounted there, and not by bootagent",
                     remedy=f"umount {point}, or choose another mountpoint",
-                )
-
-    def _refuse_movable(self, machine: Machine) -> None:
-        """Whoever may rename a directory on the way could have us mount anywhere."""
-        for point in self._points:
-            parent = machine.real(point).parent
-            while not parent.exists():
-                parent = parent.parent
-            if why := writable_by_others(parent):
-                raise BootagentError(
-                    f"cannot mount the volume of {self.record} at {point}: {why}",
-                    remedy="have its directories belong to root, or choose another mountpoint",
                 )
 
     def _shows(self, machine: Machine, point: str, device: Path) -> bool:

@@ -417,6 +417,43 @@ def test_a_tree_of_the_image_stands_in_for_a_snapshot(
     assert web.answer() == "one"
 
 
+def test_from_a_whole_deploy_to_on_a_volume_to_s3(
+    disks: Disks, stage: Stage, web: App, agent: Agent, tmp_path: Path, machine_root: Path
+) -> None:
+    stage.configure(web.config(source=SOURCE))
+    snapshot(disks, tmp_path, "one")
+    assert agent("reconfigure").code == 0
+    stage.configure(web.config(extra='linked_dirs = ["log"]'))
+    web.publish("two")
+    ran = agent("reconfigure")
+    assert ran.code == 0, ran.stderr
+    assert web.answer() == "two"
+    assert mounted(machine_root) == {} and disks.volumes == {}
+    assert web.deploy_to.owner() == "nobody"
+
+
+def test_what_would_be_hidden_keeps_the_release_that_serves(
+    disks: Disks, stage: Stage, web: App, agent: Agent, tmp_path: Path, machine_root: Path
+) -> None:
+    stage.configure(web.config(source='{ type = "ebs", snapshot = { Name = "web" }, holds = "release" }'))
+    disks.snapshot_of(tree(tmp_path / "one", web.tree("one")), tags={"Name": "web"})
+    assert agent("reconfigure").code == 0
+    pid, before, volumes = web.pid(), mounted(machine_root), set(disks.volumes)
+
+    stage.configure(web.config(source=SOURCE))
+    snapshot(disks, tmp_path, "two")
+    ran = agent("reconfigure")
+    assert ran.code == 3, ran.stderr
+    assert "there are files in it" in ran.stderr and "leave out mountpoint" in ran.stderr
+    assert (web.answer(), web.pid(), mounted(machine_root), set(disks.volumes)) == ("one", pid, before, volumes)
+
+    stage.configure(web.config(source=SOURCE.replace(' mountpoint = "/cp",', "")))
+    ran = agent("reconfigure")
+    assert ran.code == 0, ran.stderr
+    assert web.answer() == "two"
+    assert set(mounted(machine_root)) == {"/srv/web"} and len(disks.volumes) == 1
+
+
 def test_from_volumes_of_one_kind_to_another_and_to_s3(
     disks: Disks, stage: Stage, web: App, agent: Agent, tmp_path: Path, machine_root: Path
 ) -> None:

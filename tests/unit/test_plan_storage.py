@@ -33,6 +33,7 @@ from bootagent.steps.staged_bundle import StagedBundle
 from bootagent.steps.staged_commit import StagedCommit
 from bootagent.steps.staged_copy import StagedCopy
 from bootagent.steps.stopped import Stopped
+from bootagent.steps.uncovered import Uncovered
 from tests.unit.test_plan import (
     BOOT,
     DIRECTORIES,
@@ -867,20 +868,23 @@ def test_volumes_of_other_roles_and_with_other_tags_are_let_go() -> None:
 
 
 @pytest.mark.parametrize(
-    ("app", "volumes", "kept"),
+    ("app", "volumes", "kept", "seen"),
     [
-        (WEB, (S1, R1), ()),
-        (ON_VOLUME, (S1, R1), (S1,)),
-        (replace(ON_VOLUME, source=RELEASE), (S1, R1), (R1,)),
+        (WEB, (S1, R1), (), ()),
+        (ON_VOLUME, (S1, R1), (S1,), (Uncovered("/srv/web"),)),
+        (replace(ON_VOLUME, source=replace(WHOLE, mountpoint="/srv/web", bind=False)), (S1, R1), (S1,), ()),
+        (replace(ON_VOLUME, source=RELEASE), (S1, R1), (R1,), ()),
     ],
 )
 def test_volumes_of_another_kind_of_source_go_first_and_what_runs_from_them(
-    app: App, volumes: tuple[str, ...], kept: tuple[str, ...]
+    app: App, volumes: tuple[str, ...], kept: tuple[str, ...], seen: tuple[Step, ...]
 ) -> None:
     found = revision("a") if app is WEB else snapshot(S2)
     known = Known(Layout(R1, None, (R1,)), found, remembered(), volumes=volumes)
     (lane,) = plan.make(config(app), {"web": known}, (), MOMENT).lanes
-    first, _, second, third, *_ = lane.steps["stage"]
+    stage = lane.steps["stage"]
+    assert stage[: len(seen)] == seen, "what would stop the lane later is seen before anything goes"
+    first, _, second, third, *_ = stage[len(seen) :]
     assert isinstance(first, Stopped) and first.services == tuple(
         (f"web.{s.name}", s.stop_within) for s in app.services
     )
