@@ -98,7 +98,7 @@ def look(
 
     For ``patience`` seconds, credentials and a route that are not there yet are waited for; a git server not so long
     when something else could serve meanwhile. What cannot be seen of one app is that app's failure alone; ``absent``
-    says of which apps the mount is not there, and why.
+    says of which apps the mount is not there, and why. Where a server is dead nothing can stand in, either.
     """
     deadline = time.monotonic() + patience
 
@@ -109,7 +109,10 @@ def look(
             if app.in_place:  # what is mounted there may hang whoever looks
                 found = replace(found, present=_is_present(machine, app))
             else:
-                _refuse_silence(machine, app.deploy_to)
+                try:
+                    _refuse_silence(machine, app.deploy_to)
+                except MachineError as error:
+                    return replace(found, revision=error)
                 found = replace(found, layout=release.observe(machine, app.deploy_to))
             if absent and app.name in absent:
                 raise absent[app.name]
@@ -145,7 +148,12 @@ def _environment(machine: Machine, app: App, region: str | None, deadline: float
 
 
 def look_back(machine: Machine, app: App, known: State, region: str | None) -> Known:
-    """What the disk and the state say of an app that is to go back; its source is not asked, only its environment's."""
+    """What the disk and the state say of an app that is to go back; its source is not asked, only its environment's.
+
+    Raises MachineError when its directories are on an NFS server that is dead.
+    """
+    if not app.in_place:
+        _refuse_silence(machine, app.deploy_to)
     layout = Layout() if app.in_place else release.observe(machine, app.deploy_to)
     found = Known(layout, BootagentError("not looked at"), known.app(app.name, app.deploy_to))
     return replace(found, **_environment(machine, app, region, time.monotonic()))
@@ -174,11 +182,16 @@ def _volumes(machine: Machine, app: App) -> tuple[str, ...]:
 
 
 def _refuse_silence(machine: Machine, path: str) -> None:
-    """Raise MachineError when a directory is on an NFS server that is dead: this process would hang with it."""
+    """Raise MachineError when a directory, or one in it, is on an NFS server that is dead: we would hang with it."""
     real = Path(mounts.place(machine, path))
-    remote = {mount.point for mount in mounts.table() if nfs.is_nfs(mount)}
+    table = mounts.table()
+    remote = {mount.point for mount in table if nfs.is_nfs(mount)}
     if any(str(place) in remote for place in (real, *real.parents)):
         mounts.probe(machine, path if mounts.at(machine, path) else str(PurePosixPath(path).parent), PROBE_SECONDS)
+    for point in sorted(remote):
+        seen = mounts.topmost(table, point)
+        if real in Path(point).parents and seen and nfs.is_nfs(seen):
+            mounts.probe(machine, f"{path}/{Path(point).relative_to(real)}", PROBE_SECONDS)
 
 
 def _is_present(machine: Machine, app: App) -> bool:

@@ -5,6 +5,7 @@ The kernel of a host that runs the tests may have no NFS client: other filesyste
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import time
@@ -15,15 +16,19 @@ from pathlib import Path
 
 import pytest
 
-from bootagent import mounts
-from bootagent.config.model import App, NfsSource
+from bootagent import mounts, plan, survey
+from bootagent.config.model import App, Config, ImageSource, NfsSource
 from bootagent.errors import BootagentError, MachineError
+from bootagent.instance import Instance
 from bootagent.machine import Machine
+from bootagent.plan import Moment
+from bootagent.release import Layout
 from bootagent.sources import Revision, Tree
 from bootagent.sources import nfs as source
+from bootagent.state import State
 from bootagent.steps.mounted_nfs import MountedNfs
 from bootagent.steps.staged_copy import StagedCopy
-from tests.unit.test_plan import WEB
+from tests.unit.test_plan import BOOT, NOW, RUNIT, WEB
 
 pytest_plugins = ("tests.host.disks",)
 
@@ -211,6 +216,43 @@ def test_what_is_not_nfs_is_left_alone(machine: Machine, client: None) -> None:
     with pytest.raises(BootagentError, match=r"other \(tmpfs\) is mounted at /apps"):
         OLD.apply(machine)
     assert mounted_below(machine.root) == [str(machine.real("/apps"))]
+
+
+def test_nothing_is_mounted_where_an_apps_user_could_put_a_link(machine: Machine, client: None) -> None:
+    home = machine.real("/home/deploy")
+    (home / "apps").mkdir(parents=True)
+    os.chown(home, 65534, 65534)
+    with pytest.raises(
+        BootagentError, match=r"cannot mount 127\.0\.0\.2:/apps at /home/deploy/apps: .* belongs to uid"
+    ):
+        replace(OLD, mountpoint="/home/deploy/apps").apply(machine)
+    assert mounted_below(machine.root) == []
+    mount("127.0.0.9:/apps", home / "apps")
+    with pytest.raises(BootagentError, match="belongs to uid"):
+        replace(OLD, mountpoint="/home/deploy/apps").apply(machine)
+    assert mounted_below(machine.root) == [str(home / "apps")], "nor is what is there taken away"
+
+
+def test_a_silent_server_in_shared_ends_the_look_and_the_look_back(
+    machine: Machine, server: FileIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploads = machine.real("/srv/web/shared/uploads")
+    uploads.mkdir(parents=True)
+    subprocess.run(["mount", "--bind", machine.real("/apps"), uploads], check=True)
+    machine.real("/opt/web").mkdir(parents=True)
+    monkeypatch.setattr(survey, "PROBE_SECONDS", 1.0)
+    said = "/srv/web/shared/uploads does not answer: no answer within 1 s"
+    app = replace(WEB, user="nobody", group=None, fallback=ImageSource("/opt/web"))
+    config = Config(role="web", environment=None, apps=(app,), volumes=(), runit=RUNIT)
+    found = survey.look(config, Instance(None, "eu-west-1"), machine, State())["web"]
+    assert isinstance(found.revision, MachineError) and said in str(found.revision)
+    (lane,) = plan.make(config, {"web": found}, (), Moment(NOW, BOOT, None)).lanes
+    assert (lane.intent, lane.steps) == ("nothing", {}), "nothing stands in where nobody may look"
+    with pytest.raises(MachineError, match=said):
+        survey.look_back(machine, app, State(), None)
+    # What is out of sight is in nobody's way.
+    mount("other", machine.real("/srv/web/shared"))
+    assert survey.look_back(machine, app, State(), None).layout == Layout()
 
 
 def test_a_silent_server_is_told_and_its_mount_left_alone(machine: Machine, server: FileIO) -> None:
