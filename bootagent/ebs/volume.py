@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from bootagent import records
@@ -66,7 +66,7 @@ def attach(machine: Machine, wanted: Wanted) -> str:
     calls = Calls(Patience(machine, wanted.within), wanted.region)
     lost: list[str] = []
     while True:
-        record = _identified(machine, calls, wanted)
+        record = _identified(machine, calls, wanted, lost)
         volume_id = str(record.volume_id)
         try:
             held = attachment.bring(calls, volume_id, wanted.instance_id, wanted.zone, wanted.device)
@@ -141,15 +141,17 @@ def token(wanted: Wanted, attempt: int) -> str:
 # --- which volume --------------------------------------------------------------------------------------------
 
 
-def _identified(machine: Machine, calls: Calls, wanted: Wanted) -> Record:
-    """The record, with the id of the volume: known, found by its tags, or made."""
+def _identified(machine: Machine, calls: Calls, wanted: Wanted, lost: Collection[str]) -> Record:
+    """The record, with the id of the volume: known, found by its tags, or made. Those in ``lost`` are of no use."""
     record = records.load(machine, wanted.name, wanted.instance_id)
     record = replace(record or Record(wanted.name, wanted.instance_id, wanted.region), buried=False)
     if record.volume_id and _still_meant(calls, wanted, record):
         return record
     while True:
-        if volume := _found(machine, calls, wanted):
+        if volume := _found(machine, calls, wanted, lost):
             return _adopted(machine, record, volume)
+        if wanted.find and record.attached and _is_meant_yet(calls, wanted, record):
+            return record
         _refuse_to_make(wanted)
         record = replace(
             record,
@@ -169,7 +171,7 @@ def _identified(machine: Machine, calls: Calls, wanted: Wanted) -> Record:
             if error.code != "IdempotentParameterMismatch":
                 raise
             # The token made a volume before, with other parameters: there it is, or it is no more.
-            if volume := _found_late(machine, calls, wanted):
+            if volume := _found_late(machine, calls, wanted, lost):
                 return _adopted(machine, record, volume)
             record = replace(record, attempt=record.attempt + 1)
             continue
@@ -195,9 +197,23 @@ def _still_meant(calls: Calls, wanted: Wanted, record: Record) -> bool:
     return True
 
 
-def _found(machine: Machine, calls: Calls, wanted: Wanted) -> Volume | None:
+def _is_meant_yet(calls: Calls, wanted: Wanted, record: Record) -> bool:
+    """Whether what was attached here bears the tags after all, and EC2 was late to show it; if not, it lost them.
+
+    Raises MachineError when it is gone.
+    """
+    try:
+        volume = attachment.present(calls, str(record.volume_id))
+    except VolumeLost as loss:
+        if loss.volume is None:
+            raise _gone(wanted, record) from None
+        volume = loss.volume
+    return bears(volume.tags, wanted.find)
+
+
+def _found(machine: Machine, calls: Calls, wanted: Wanted, lost: Collection[str]) -> Volume | None:
     if wanted.find:
-        return choice.lasting(calls.volumes(wanted.find), wanted.instance_id, wanted.zone, wanted.find)
+        return choice.lasting(calls.volumes(wanted.find), wanted.instance_id, wanted.zone, wanted.find, lost)
     asked = _own(wanted)
     if wanted.by_snapshot and wanted.snapshot:
         asked = (*asked, (SNAPSHOT, wanted.snapshot))
@@ -208,9 +224,9 @@ def _own(wanted: Wanted) -> Tags:
     return ((INSTANCE, wanted.instance_id), (FOR, wanted.purpose))
 
 
-def _found_late(machine: Machine, calls: Calls, wanted: Wanted) -> Volume | None:
+def _found_late(machine: Machine, calls: Calls, wanted: Wanted, lost: Collection[str]) -> Volume | None:
     start = time.monotonic()
-    while (volume := _found(machine, calls, wanted)) is None:
+    while (volume := _found(machine, calls, wanted, lost)) is None:
         if time.monotonic() - start > LAG_SECONDS:
             return None
         calls.patience.wait("waiting for EC2 to show what an earlier run made", {"for": wanted.purpose})
@@ -271,13 +287,17 @@ def _give_up(machine: Machine, calls: Calls, wanted: Wanted, record: Record, fai
             )
         calls.delete(failed.id)
     elif record.attached and not wanted.by_snapshot:  # what it held is not to be missed in silence
-        raise MachineError(
-            f"{record.volume_id}, the volume for {wanted.purpose}, is gone: EC2 knows it no more",
-            remedy=f"remove {records.DIRECTORY}/{wanted.name}.json to have a new one made; to restore a snapshot, "
-            f"first make a volume from it with the tags {shown(wanted.find or _own(wanted))}",
-        )
+        raise _gone(wanted, record)
     fresh = Record(wanted.name, wanted.instance_id, wanted.region, attempt=record.attempt + 1)
     records.save(machine, fresh)
+
+
+def _gone(wanted: Wanted, record: Record) -> MachineError:
+    return MachineError(
+        f"{record.volume_id}, the volume for {wanted.purpose}, is gone: EC2 knows it no more",
+        remedy=f"remove {records.DIRECTORY}/{wanted.name}.json to have a new one made; to restore a snapshot, "
+        f"first make a volume from it with the tags {shown(wanted.find or _own(wanted))}",
+    )
 
 
 def _never_usable(wanted: Wanted, lost: list[str]) -> MachineError:

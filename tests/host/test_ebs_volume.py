@@ -488,6 +488,69 @@ def test_a_record_of_one_that_lost_its_tags_is_not_followed(
     assert attach(machine, data) == new
 
 
+def test_one_that_is_gone_is_not_replaced_in_silence(
+    cloud: Cloud, volumes: Disks, machine: HearingMachine, data: Wanted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attachment, "FRESH_SECONDS", 0.5)
+    monkeypatch.setattr(volume, "LAG_SECONDS", 0.5)
+    lost = attach(machine, data)
+    mark_formatted(machine, data.region, lost, "xfs")
+    cloud.api.ec2(cloud.region).detach_volume(VolumeId=lost)
+    until(lambda: volumes.volumes[lost].state == "available")
+    remove(cloud, volumes, lost)
+    for _ in range(2):
+        with pytest.raises(MachineError, match=f"{lost}, the volume for volume db/data, is gone") as caught:
+            attach(machine, data)
+    assert volumes.volumes == {}
+    assert caught.value.remedy and caught.value.remedy.endswith("with the tags Data=db")
+    restored = made(cloud, volumes, {"Data": "db"})
+    assert attach(machine, data) == restored
+
+
+def test_one_that_ec2_is_late_to_show_is_not_replaced(
+    cloud: Cloud, volumes: Disks, machine: HearingMachine, data: Wanted
+) -> None:
+    mine = attach(machine, data)
+    volumes._ebs.volumes[mine].unseen = 4
+    assert attach(machine, data) == mine
+    assert list(volumes.volumes) == [mine]
+
+
+def test_one_that_lost_its_tags_and_is_there_is_no_reason_not_to_make_another(
+    cloud: Cloud, volumes: Disks, machine: HearingMachine, data: Wanted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(volume, "LAG_SECONDS", 0.5)
+    old = attach(machine, data)
+    ec2 = cloud.api.ec2(cloud.region)
+    ec2.detach_volume(VolumeId=old)
+    until(lambda: volumes.volumes[old].state == "available")
+    ec2.create_tags(Resources=[old], Tags=[{"Key": "Data", "Value": "kept for a look"}])
+    new = attach(machine, data)
+    assert new != old and set(volumes.volumes) == {old, new}
+
+
+def test_one_in_error_is_not_replaced_in_silence_where_no_record_tells_of_it(
+    volumes: Disks, machine: HearingMachine, data: Wanted
+) -> None:
+    failed = attach(machine, data)
+    mark_formatted(machine, data.region, failed, "xfs")
+    broken(volumes, failed)
+    records.forget(machine, data.name)  # another instance has none
+    with pytest.raises(MachineError, match=f"Data=db: {failed} has them and is in error"):
+        attach(machine, data)
+    assert list(volumes.volumes) == [failed]
+
+
+@pytest.mark.parametrize("of_snapshot", [False, True])
+def test_one_that_fails_as_it_is_made_is_made_again(
+    volumes: Disks, machine: HearingMachine, data: Wanted, snapshot: str, of_snapshot: bool
+) -> None:
+    volumes.faults.failing_volumes = 2
+    volumes.timing.delete = 1.0  # EC2 shows those that were deleted for a while
+    volume_id = attach(machine, replace(data, snapshot=snapshot) if of_snapshot else data)
+    until(lambda: list(volumes.volumes) == [volume_id])
+
+
 def test_one_that_lost_its_tags_does_not_come_back_by_its_token(
     cloud: Cloud, volumes: Disks, machine: HearingMachine, data: Wanted, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -9,10 +10,10 @@ import pytest
 from bootagent.ebs import choice, snapshots
 from bootagent.ebs.calls import Attachment, Volume
 from bootagent.ebs.kind import VolumeKind
-from bootagent.ebs.owner import FOR, INSTANCE, LASTING, RECORD
+from bootagent.ebs.owner import BLANK, FOR, FORMAT, INSTANCE, LASTING, RECORD
 from bootagent.ebs.snapshots import Snapshot
 from bootagent.ebs.volume import Wanted, owner_tags, token
-from bootagent.errors import BootagentError
+from bootagent.errors import BootagentError, MachineError
 
 HERE, ZONE = "i-here", "eu-west-1a"
 TAGS = (("Data", "db"),)
@@ -61,9 +62,23 @@ def test_the_root_of_an_instance_never_counts(device: str) -> None:
     assert choice.lasting([volume("a", "in-use", HERE, device)], HERE, ZONE, TAGS) is None
 
 
-@pytest.mark.parametrize("state", ["error", "deleting", "deleted"])
+@pytest.mark.parametrize("state", ["deleting", "deleted"])
 def test_one_that_is_lost_does_not_count(state: str) -> None:
     assert choice.lasting([volume("a", state)], HERE, ZONE, TAGS) is None
+
+
+@pytest.mark.parametrize("zone", [ZONE, "eu-west-1b"])
+def test_one_that_has_failed_is_not_replaced_in_silence(zone: str) -> None:
+    failed = volume("a", "error", zone=zone)
+    with pytest.raises(MachineError, match="bears the tags Data=db: vol-a has them and is in error") as caught:
+        choice.lasting([failed], HERE, ZONE, TAGS)
+    assert caught.value.remedy and "from a snapshot" in caught.value.remedy
+    assert choice.lasting([failed, volume("bb")], HERE, ZONE, TAGS) == volume("bb")
+
+
+def test_one_that_has_failed_and_never_held_anything_does_not_count() -> None:
+    assert choice.lasting([replace(volume("a", "error"), tags={FORMAT: BLANK})], HERE, ZONE, TAGS) is None
+    assert choice.lasting([volume("a", "error")], HERE, ZONE, TAGS, lost=["vol-a"]) is None
 
 
 @pytest.mark.parametrize(
