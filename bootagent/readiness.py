@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
+from bootagent.errors import MetadataError
 from bootagent.imds import Metadata, is_disabled
 from bootagent.machine import Machine
 from bootagent.services import runit, servicedir
@@ -34,6 +35,20 @@ def target_state() -> str:
 def is_pooled() -> bool:
     """Whether the group wants this instance in its warm pool. Raises MetadataError."""
     return target_state().startswith("Warmed:")
+
+
+def is_kept_back(*, hooked: bool) -> bool:
+    """Whether this instance is to be prepared and not to serve, because it is in a warm pool.
+
+    With ``hooked``, lifecycle hooks are answered for what is found, so it raises MetadataError; otherwise an instance
+    whose metadata has just stopped answering serves.
+    """
+    try:
+        return is_pooled()
+    except MetadataError:
+        if hooked:
+            raise
+        return False
 
 
 def is_launching(machine: Machine) -> bool:

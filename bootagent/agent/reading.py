@@ -60,7 +60,7 @@ def planned(work: Work) -> Plan:
     config = work.config = _resolved(document, instance)
     if work.request.command in CONFIGURING:
         work.memory.keep_tags(work.request.tags)
-    work.pooled = config.lifecycle is not None and readiness.is_pooled()
+    work.pooled = readiness.is_kept_back(hooked=config.lifecycle is not None)
     made = _back(work, config, instance) if work.request.rollback_to is not None else _on(work, config, instance)
     # Somebody wants the services up again, and this is where.
     work.memory.started(config.runit.definitions)

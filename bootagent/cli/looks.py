@@ -32,7 +32,7 @@ def plan(options: argparse.Namespace) -> int:
     remembered = loaded.on_instance(instance.instance_id)
     before = survey.attachments(config, instance, machine, survey.moment_of(instance, retry=options.retry))
     known = survey.look(config, instance, machine, remembered)
-    pooled = config.lifecycle is not None and readiness.is_pooled()
+    pooled = readiness.is_kept_back(hooked=config.lifecycle is not None)
     there = survey.services_to_stop(document, remembered, machine)
     made = survey.make_plan(config, known, there, remembered.apps, instance, machine, options.retry, not pooled)
     down = plan.services_down(there) if pooled else None
