@@ -109,7 +109,8 @@ def _fall_back(work: Work, lane: Lane, phase: Phase, error: BootagentError) -> E
     if lane.intent == "retire":
         return Ending(EXIT_FAILED, str(error), tail, transient=True)
     cause = _cause(error)
-    blamed = phase != "stage" and not isinstance(cause, MachineError)
+    # What has served may serve again, once what it needs is there: it is no worse than it was.
+    blamed = phase != "stage" and not isinstance(cause, MachineError) and work.memory.is_on_trial(lane, work.app(lane))
     if blamed:
         work.memory.bad(lane, work.app(lane), str(error))
     # What was published wrong stays wrong, and so does a machine that was made otherwise; what a hook could not do, it

@@ -69,6 +69,10 @@ class Memory:
         """Whether somebody has stopped the services in this boot."""
         return self.state.stopped == boot_id()
 
+    def wanted(self) -> None:
+        """Somebody wants the services up, whether this run comes to it or another one does."""
+        self.state = replace(self.state, stopped=None)
+
     def started(self, definitions: str) -> None:
         """Somebody wants the services up, and this is where they are."""
         self.state = replace(self.state, stopped=None, definitions=definitions)
@@ -127,6 +131,10 @@ class Memory:
             known = replace(known, pending=None)
         known = replace(known, proven=lane.release)
         self.save(self.state.with_app(lane.app, self._without_pruned(known, app)))
+
+    def is_on_trial(self, lane: Lane, app: App) -> bool:
+        """Whether the lane's release has yet to prove that it works: this run makes it, or none has ever served."""
+        return _made(lane) is not None or self.app(lane, app).proven is None
 
     def bad(self, lane: Lane, app: App, reason: str) -> None:
         """The lane's release, if it has made one, does not work."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 from bootagent import __version__, telling
 from bootagent.agent import reading, stopping
 from bootagent.agent.deployment import deploy, withdraw
-from bootagent.agent.request import Outcome, Request
+from bootagent.agent.request import CONFIGURING, Outcome, Request
 from bootagent.agent.work import Work
 from bootagent.config import resolve
 from bootagent.errors import (
@@ -69,6 +69,7 @@ def run(request: Request, machine: Machine, hearer: Hearer) -> Outcome:
             _tell(work)
         journal.record(
             "run-end",
+            uptime=round(uptime(), 2),
             exit_code=outcome.exit_code,
             outcome=_named(request, outcome),
             transient=outcome.transient,
@@ -98,6 +99,8 @@ def _outcome(work: Work) -> Outcome:
     except UsageError as error:
         return _refused(error)
     except BootagentError as error:
+        if work.request.command in CONFIGURING:
+            work.memory.wanted()  # the next try, which nobody has to ask for, is not to leave it alone
         serves = work.something_serves()
         if not serves:
             withdraw(work)
