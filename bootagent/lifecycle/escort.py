@@ -103,14 +103,17 @@ class Escort:
     def _member_at_launch(self, here: Instance, until: float) -> Member | None:
         """The instance once hooks hold it at launch; None when none does. Raises AwsError, MetadataError."""
         known = time.monotonic() + CONFIRM_SECONDS
-        member = self._member(here, until)
-        # What was launched a moment ago may be known to metadata before it is to whom we ask.
-        while member.launch_begins if member else time.monotonic() < known and _is_wanted():
-            if member and time.monotonic() > until:
-                raise BootagentError(f"{member.instance_id} has been {member.state} all the time, and is waited for")
-            self._pause(ASK_SECONDS)
+        while True:
             member = self._member(here, until)
-        return member if member and member.launch_waits else None
+            if member and member.launch_waits:
+                return member
+            if member and member.launch_begins:
+                if time.monotonic() > until:
+                    raise BootagentError(f"{member.instance_id} has been {member.state} all along, and is waited for")
+            # What was decided a moment ago may be known to metadata before it is to whom we ask.
+            elif time.monotonic() > known or not group.is_behind(member, readiness.target_state()):
+                return None
+            self._pause(ASK_SECONDS)
 
     def _hook_at_launch(self, member: Member, until: float) -> Hook | None:
         """The one of ours that may hold it; None when there is none. Raises AwsError.
@@ -132,9 +135,9 @@ class Escort:
         while not heart.has_stopped:
             late = time.monotonic() - begun >= most
             end = runs.last()
-            verdict = judge(end, pooled=member.is_pooled, late=late)
-            if verdict == "continue" and self._are_up(member, end):
-                self._answer(member, hook, "CONTINUE", "launch: continued")
+            verdict = judge(end, pooled=member.is_pooled, late=late, at_work=runs.are_at_work())
+            up = functools.partial(self._are_up, member, end)
+            if verdict == "continue" and up() and self._answer(member, hook, "CONTINUE", "launch: continued", holds=up):
                 return
             if (verdict == "give up" or late) and not given_up:
                 why = _why(end, most if late else None)
@@ -152,6 +155,9 @@ class Escort:
         if member.is_pooled or end is None:
             return True
         known = state.load(self._machine)
+        if known.stopped == journal.boot_id():
+            self._say("launch: waiting for the services, which were stopped (bootagent reconfigure starts them)")
+            return False
         definitions = known.definitions or DEFINITIONS
         down = readiness.down(self._machine, definitions, list(known.apps), self._lifecycle.sustained)
         if down:
@@ -227,20 +233,33 @@ class Escort:
 
     # --- AWS -------------------------------------------------------------------------------------------------
 
-    def _answer(self, member: Member, hook: Hook, result: Result, said: str, *, wrong: bool = False) -> None:
+    def _answer(
+        self,
+        member: Member,
+        hook: Hook,
+        result: Result,
+        said: str,
+        *,
+        wrong: bool = False,
+        holds: Callable[[], bool] = lambda: True,
+    ) -> bool:
         """Answer the hook once the group confirms it, and that the instance is in the state that was judged.
 
-        Out of the warm pool the same hook waits again, for more. Raises AwsError.
+        Out of the warm pool the same hook waits again, for more. False when, before it could be given, the answer
+        ``holds`` no longer. Raises AwsError.
         """
 
-        def answer() -> bool:
+        def answer() -> bool | None:
             now = group.member(member.region, member.instance_id)
             if now is None or now.state != member.state or group.hook(now, hook.name) is None:
                 return False
-            return group.complete(now, hook.name, result)
+            return group.complete(now, hook.name, result) if holds() else None
 
         answered = self._patiently(time.monotonic() + ANSWER_SECONDS, answer)
+        if answered is None:
+            return False
         self._tell(said if answered else f"{said.partition(':')[0]}: the hook waits no longer", wrong)
+        return True
 
     def _beating(self, member: Member, hook: Hook) -> Heart:
         self._heart = Heart(member, hook, lambda sentence: self._say(sentence, wrong=True))
@@ -286,11 +305,6 @@ class Escort:
         if (kind := sentence.partition(" [request ")[0]) not in self._told:
             self._told.add(kind)
             self._tell(sentence, wrong)
-
-
-def _is_wanted() -> bool:
-    """Whether metadata says that a group has the instance. Raises MetadataError."""
-    return readiness.target_state() not in ("", "Detached")
 
 
 def _why(end: RunEnd | None, late: float | None) -> str:

@@ -72,6 +72,17 @@ def member(region: str | None, instance_id: str) -> Member | None:
     return None
 
 
+def is_behind(one: Member | None, target: str) -> bool:
+    """Whether the group is yet to say of the instance what its metadata does: that it has it, or wants it elsewhere.
+
+    ``target`` is the state that it is to reach, which is told first: out of the warm pool, say, or back in it.
+    """
+    if one is None:
+        return target not in ("", "Detached")
+    pooled = target.startswith("Warmed:") and target != "Warmed:Terminated"
+    return (pooled or target == "InService") and one.is_pooled != pooled
+
+
 def hook(one: Member, name: str) -> Hook | None:
     """The group's hook of a name; None when it has none. Raises AwsError."""
     with aws.call(f"ask for hook {name} of {one.group}", "autoscaling:DescribeLifecycleHooks"):

@@ -120,20 +120,19 @@ class AutoScaling(AbstractContextManager["AutoScaling"]):
         self._agenda.after(self.lag, self._wait_for_launch)
 
     def take_from_pool(self) -> None:
-        """Scale out: the instance leaves the warm pool for service."""
+        """Scale out: the instance leaves the warm pool for service. As with :meth:`terminate`, the state follows."""
         with self.lock:
-            self._pool = None
-            self._move("Pending")
             self._target("InService")
-        self._agenda.after(self.lag, self._wait_for_launch)
+        self._agenda.after(self.lag, self._leave_pool)
 
     def return_to_pool(self, pool: PoolState) -> None:
-        """Scale in where the pool takes instances back: what waits for it is the hook of terminations."""
+        """Scale in where the pool takes instances back: what waits for it is the hook of terminations.
+
+        The target is told at once, the state follows after the lag.
+        """
         with self.lock:
-            self._pool = pool
-            self._move("Warmed:Pending")
             self._target(f"Warmed:{pool}")
-        self._agenda.after(self.lag, functools.partial(self._wait, "terminating", "Warmed:Pending"))
+        self._agenda.after(self.lag, functools.partial(self._enter_pool, pool))
 
     def delete_hook(self, name: str) -> None:
         """DeleteLifecycleHook: what waits for it is answered first, ABANDON at launch and CONTINUE at the end."""
@@ -152,6 +151,18 @@ class AutoScaling(AbstractContextManager["AutoScaling"]):
         """Give the two minutes' notice of a spot interruption, which no hook holds up."""
         at = datetime.now(timezone.utc) + SPOT_NOTICE
         self._cloud.metadata.put(SPOT, json.dumps({"action": "terminate", "time": f"{at:%Y-%m-%dT%H:%M:%SZ}"}))
+
+    def _leave_pool(self) -> None:
+        with self.lock:
+            self._pool = None
+            self._move("Pending")
+            self._wait_for_launch()
+
+    def _enter_pool(self, pool: PoolState) -> None:
+        with self.lock:
+            self._pool = pool
+            self._move("Warmed:Pending")
+            self._wait("terminating", "Warmed:Pending")
 
     def _wait_for_launch(self) -> None:
         self._wait("launching", "Warmed:Pending" if self._pool else "Pending")

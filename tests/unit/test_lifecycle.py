@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bootagent import aws, journal, readiness
-from bootagent.errors import AwsError, UsageError
+from bootagent import aws, journal, readiness, state
+from bootagent.errors import AwsError, MetadataError, UsageError
 from bootagent.instance import Instance
 from bootagent.journal import Journal
 from bootagent.lifecycle import diagnosis, escort, group, heart, place
 from bootagent.lifecycle.place import Place
 from bootagent.lifecycle.verdict import RunEnd, Runs, Verdict, failure, judge
 from bootagent.machine import Machine
+from bootagent.sandbox.api import Call
 from bootagent.sandbox.autoscaling import AutoScaling, Hook
 from bootagent.sandbox.cloud import Cloud
 from bootagent.sandbox.metadata import LIFECYCLE, SPOT
+from bootagent.services import servicedir
 
 CONFIGURATION = """
 [apps.web]
@@ -90,8 +95,15 @@ class Book:
         if ending.get("exit_code"):
             one.record("failed", phase="stage", step="pull", error="it broke")
         usual = {"exit_code": 0, "transient": False, "readiness": None, "problems": ["no luck"]}
-        one.record("run-end", **{**usual, **ending})
+        one.record("run-end", **{**usual, "uptime": journal.uptime(), **ending})
         one.close()
+
+    def begin(self, pid: int, since: float) -> Journal:
+        """A run of some process that has not ended."""
+        one = Journal(self.machine)
+        one.run = f"run-{pid}"
+        one.record("run-begin", command="run", boot_id=journal.boot_id(), uptime=since)
+        return one
 
 
 def test_only_runs_of_this_launch_count(tmp_path: Path) -> None:
@@ -114,6 +126,39 @@ def test_only_runs_of_this_launch_count(tmp_path: Path) -> None:
     last = runs.last()
     assert last is not None
     assert (last.exit_code, failure(last)) == (0, {})
+
+
+def test_the_last_run_is_the_one_that_ended_last(tmp_path: Path) -> None:
+    """The one at boot waits for its tags; meanwhile user-data has its turn, and fails."""
+    book, since = Book(tmp_path), journal.uptime()
+    waiting = book.begin(os.getpid(), since)
+    runs = Runs(book.machine, since)
+    assert runs.are_at_work() and runs.last() is None
+    book.run("reconfigure", since=since + 1, exit_code=1)
+    last = runs.last()
+    assert last is not None and last.exit_code == 1
+    assert judge(last, pooled=False, late=False, at_work=runs.are_at_work()) == "wait"
+    assert judge(last, pooled=False, late=True, at_work=runs.are_at_work()) == "give up"
+    time.sleep(0.02)
+    waiting.record("run-end", uptime=journal.uptime(), exit_code=0, transient=False, readiness="sustained")
+    waiting.close()
+    last = runs.last()
+    assert last is not None and last.exit_code == 0 and not runs.are_at_work()
+    assert judge(last, pooled=False, late=False, at_work=False) == "continue"
+
+
+@pytest.mark.spawns
+def test_a_run_that_was_killed_is_not_waited_for(tmp_path: Path) -> None:
+    book, since = Book(tmp_path), journal.uptime()
+    killed = subprocess.Popen(["sleep", "60"])
+    runs = Runs(book.machine, since)
+    book.begin(killed.pid, since)
+    book.run("reconfigure", exit_code=1)
+    assert runs.are_at_work()
+    killed.kill()
+    killed.wait()
+    last = runs.last()
+    assert judge(last, pooled=False, late=False, at_work=runs.are_at_work()) == "give up"
 
 
 # --- health that lasts -------------------------------------------------------------------------------------------
@@ -687,6 +732,85 @@ def test_on_its_way_back_into_the_pool_the_hook_of_terminations_is_answered(
         assert fleet.state == "Warmed:Stopped"
 
 
+@pytest.mark.parametrize("way", ["out of the pool", "back into it"])
+def test_a_state_that_is_behind_the_target_is_waited_for(
+    tmp_path: Path, cloud: Cloud, quick: None, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setattr(escort, "CONFIRM_SECONDS", 30.0)
+    into = way == "back into it"
+    hooks = [Hook("drained" if into else "ready", "terminating" if into else "launching", 60)]
+    with AutoScaling(cloud, hooks=hooks, pool=None if into else "Running", lag=1, compressed=True) as fleet:
+        fleet.launch()
+        until(lambda: fleet.state == ("InService" if into else "Warmed:Pending:Wait"))
+        if into:
+            fleet.return_to_pool("Running")
+        else:
+            fleet.complete("ready", fleet.instance_id, "CONTINUE")
+            fleet.take_from_pool()
+        assert fleet.state == ("InService" if into else "Warmed:Running"), "the target is told first"
+        journey = Journey(tmp_path)
+        journey.begin()
+        journey.ends(0, readiness="prepared" if into else "sustained")
+        assert journey.over()
+        assert fleet.state == ("Warmed:Running" if into else "InService")
+        assert fleet.answers[-1] == (hooks[0].name, "CONTINUE", "call")
+
+
+@pytest.mark.parametrize(
+    ("state", "target", "behind"),
+    [
+        (None, "InService", True),
+        (None, "Detached", False),
+        (None, "", False),
+        ("Warmed:Running", "InService", True),
+        ("Warmed:Pending:Proceed", "InService", True),
+        ("InService", "Warmed:Stopped", True),
+        ("InService", "InService", False),
+        ("Standby", "InService", False),
+        ("Warmed:Stopped", "Warmed:Stopped", False),
+        ("InService", "Terminated", False),
+        ("InService", "Warmed:Terminated", False),
+        ("Warmed:Running", "Terminated", False),
+        ("Warmed:Running", "", False),
+    ],
+)
+def test_whether_the_group_is_behind_its_metadata(state: str | None, target: str, behind: bool) -> None:
+    one = group.Member(None, "i-1", "fleet", state) if state else None
+    assert group.is_behind(one, target) == behind
+
+
+def test_what_is_taken_down_while_the_answer_is_not_taken_is_not_continued(
+    tmp_path: Path, cloud: Cloud, fleet: AutoScaling
+) -> None:
+    journey = Journey(tmp_path)
+    known = state.State(cloud.instance.instance_id, {"web": state.AppState("/srv/web")})
+    state.save(journey.machine, known)
+    cloud.api.fail("autoscaling", "CompleteLifecycleAction", code="AccessDenied", status=403, times=3)
+    stopped = threading.Event()
+
+    def stop(call: Call, done: bool) -> None:
+        if call.action == "CompleteLifecycleAction" and not stopped.is_set():
+            state.save(journey.machine, replace(known, stopped=journal.boot_id()))
+            stopped.set()
+
+    cloud.api.listen(stop)
+    journey.begin()
+    journey.ends(0, readiness="sustained")
+    until(lambda: journey.heard("launch: waiting for the services, which were stopped"))
+    time.sleep(1)  # as many tries as were denied
+    assert (fleet.answers, journey.heard("launch: continued")) == ([], False)
+    # Started again, a service is not up yet.
+    directory = journey.machine.real("/etc/sv/web.server")
+    (directory / "service").mkdir(parents=True)
+    (directory / servicedir.MARKER).touch()
+    state.save(journey.machine, known)
+    until(lambda: journey.heard("launch: waiting for web.server to be up again"))
+    assert fleet.answers == []
+    shutil.rmtree(directory)
+    assert journey.over()
+    assert fleet.answers == [("ready", "CONTINUE", "call")]
+
+
 # --- the pool, as metadata tells of it -----------------------------------------------------------------------------
 
 
@@ -695,3 +819,14 @@ def test_a_target_in_the_pool_is_not_to_serve(cloud: Cloud, inside: None) -> Non
     for says, pooled in (("Warmed:Stopped", True), ("Warmed:Running\n", True), ("InService", False)):
         cloud.metadata.put(LIFECYCLE, says)
         assert readiness.is_pooled() == pooled
+        assert readiness.is_kept_back(hooked=False) == pooled
+
+
+def test_metadata_that_stopped_answering_holds_up_only_whom_hooks_wait_for(
+    cloud: Cloud, inside: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cloud.metadata.put(LIFECYCLE, "Warmed:Stopped")
+    cloud.metadata.faults.disabled = True
+    assert not readiness.is_kept_back(hooked=False)
+    with pytest.raises(MetadataError, match="disabled"):
+        readiness.is_kept_back(hooked=True)
