@@ -31,6 +31,7 @@ class Record:
     has attached it here for good, under the name ``device``, which says nothing about the device the kernel shows.
     ``size_bytes`` is the size its filesystem was last grown to; None: not looked at. ``mountpoints`` are the logical
     paths where it is mounted, the bind last. ``buried``: it is no more, and only the attempts are to be remembered.
+    ``pristine``: it was made here from a snapshot, and no release of that yet.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Record:
     size_bytes: int | None = None
     mountpoints: tuple[str, ...] = ()
     buried: bool = False
+    pristine: bool = False
 
 
 def load(machine: Machine, name: str, instance_id: str | None = None) -> Record | None:
@@ -55,6 +57,12 @@ def load(machine: Machine, name: str, instance_id: str | None = None) -> Record 
     """
     found = own_file.load(machine, _logical(name), _from_json)
     return found if found and instance_id in (None, found.instance_id) and found.name == name else None
+
+
+def is_pristine(machine: Machine, name: str) -> bool:
+    """Whether the record of that name says that its volume is as the snapshot has it."""
+    found = load(machine, name)
+    return found is not None and found.pristine
 
 
 def save(machine: Machine, record: Record) -> None:

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from bootagent import aws, leaving, mounts, nfs, plan, records, release, sources
+from bootagent import aws, disks, leaving, mounts, nfs, plan, records, release, sources
 from bootagent.config import document, order, quantities, resolve
 from bootagent.config.document import Document
 from bootagent.config.model import App, Config, DataVolume, EbsSource, GitSource, NfsSource
@@ -104,7 +104,8 @@ def look(
 
     def one(app: App) -> Known:
         found = Known(Layout(), BootagentError("not looked at"), known.app(app.name, app.deploy_to))
-        found = replace(found, volumes=_volumes(machine, app), **_environment(machine, app, instance.region, deadline))
+        found = replace(found, volumes=_volumes(machine, app), whole=_whole(machine, app, instance))
+        found = replace(found, **_environment(machine, app, instance.region, deadline))
         try:
             if app.in_place:  # what is mounted there may hang whoever looks
                 found = replace(found, present=_is_present(machine, app))
@@ -179,6 +180,17 @@ def _volumes(machine: Machine, app: App) -> tuple[str, ...]:
     """The releases of the app that a volume was attached for, on this instance or the one its image was made of."""
     prefix = plan.record(app.name, "")
     return tuple(one.name.removeprefix(prefix) for one in records.all(machine) if one.name.startswith(prefix))
+
+
+def _whole(machine: Machine, app: App, instance: Instance) -> tuple[str, ...]:
+    """The releases of the app that were made on a volume of this instance which is here."""
+    prefix = plan.record(app.name, "")
+    own = [one for one in records.all(machine, instance.instance_id) if one.name.startswith(prefix) and one.attached]
+    return tuple(
+        one.name.removeprefix(prefix)
+        for one in own
+        if one.volume_id and not one.pristine and disks.find(machine, one.volume_id)
+    )
 
 
 def _refuse_silence(machine: Machine, path: str) -> None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
-from bootagent import records
+from bootagent import own_file, records
 from bootagent.ebs import attachment, choice
 from bootagent.ebs.attachment import VolumeLost
 from bootagent.ebs.calls import Calls, Volume
@@ -38,7 +38,8 @@ class Wanted:
     ``find`` are the tags of a volume that outlives instances; without them it is this instance's own. ``snapshot`` is
     what a new one is made from, None for a blank one; with ``create`` false none is made. With ``by_snapshot``, one
     made from another snapshot is another volume, as for releases; without, it is the same, as for data.
-    ``device`` is the name to ask EC2 for first, ``within`` the deadline of it all in seconds.
+    ``device`` is the name to ask EC2 for first, ``within`` the deadline of it all in seconds. ``marker`` is a file that
+    says what has been done with its content: it goes before a new one is made.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Wanted:
     create: bool = True
     by_snapshot: bool = True
     within: float = 300.0
+    marker: str | None = None
 
 
 def attach(machine: Machine, wanted: Wanted) -> str:
@@ -162,7 +164,10 @@ def _identified(machine: Machine, calls: Calls, wanted: Wanted, lost: Collection
             attached=False,
             size_bytes=None,
             mountpoints=(),
+            pristine=wanted.snapshot is not None,
         )
+        if wanted.marker:
+            own_file.forget(machine, wanted.marker)
         records.save(machine, record)
         try:
             tags = owner_tags(wanted)

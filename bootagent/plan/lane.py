@@ -83,7 +83,8 @@ class Known:
 
     ``revision`` is an error when the source could not be read; ``fallback`` is then what the image holds in its place.
     ``present``: what an app reads in place is there, whether it answers or not. ``volumes`` are the releases for which
-    a volume has been attached. ``environment`` is the commit that its git repository has for the environment tree, or
+    a volume has been attached, ``whole`` those of them whose volume is this instance's own and here, and all that makes
+    a release of it was done. ``environment`` is the commit that its git repository has for the environment tree, or
     why that is not known; ``environment_present`` the one that is checked out.
     """
 
@@ -93,6 +94,7 @@ class Known:
     fallback: Revision | None = None
     present: bool = True
     volumes: tuple[str, ...] = ()
+    whole: tuple[str, ...] = ()
     environment: str | BootagentError | None = None
     environment_present: str | None = None
 

@@ -43,7 +43,7 @@ def staged(app: App, name: str, content: Content, moment: Moment) -> list[Step]:
         case Tree():
             return [StagedCopy(release, content.path, within, user, group)]
         case Snapshot():
-            return restored(app, name, content.id, moment)
+            return restored(app, name, content.id, moment, marker(app, name))
     raise AssertionError(content)  # what is read in place is not staged
 
 
@@ -73,12 +73,12 @@ def shared(app: App, moment: Moment) -> list[Step]:
     return steps
 
 
-def links(app: App, name: str, *, fresh: bool) -> list[Step]:
+def links(app: App, name: str, *, fresh: bool, volume: str | None = None) -> list[Step]:
     """The links of a release into ``shared/``."""
     files = tuple(file.path for file in app.linked_files)
     if not files and not app.linked_dirs:
         return []
-    return [LinkedPaths(app.deploy_to, name, files, app.linked_dirs, app.user, app.group, fresh)]
+    return [LinkedPaths(app.deploy_to, name, files, app.linked_dirs, app.user, app.group, fresh, volume)]
 
 
 def current(app: App, name: str, log: str | None, demoted: str | None = None) -> Step:

@@ -14,6 +14,7 @@ from bootagent.sources import Baked, Revision
 from bootagent.state import AppState
 from bootagent.steps.base import Step
 from bootagent.steps.linked_paths import RevisionFile
+from bootagent.steps.made_release import MadeBefore, MadeRelease
 from bootagent.steps.prepared import Prepared
 from bootagent.steps.prune import Prune
 
@@ -27,11 +28,15 @@ def put_back(config: Config, app: App, state: AppState, release: str, *, left: s
     ours = release in state.releases
     # A release somebody else made is left alone where it stands, but started like any other when it is switched to.
     mark = release if ours or left else None
+    volume = _volume(app, release, state.releases[release].revision) if ours else None
     return Lane(
         app=app.name,
         intent="rollback",
         steps={
-            "activate": (parts.current(app, release, log, demoted=left if left and state.is_bad(left) else None),),
+            "activate": (
+                *([MadeBefore(volume)] if volume else []),
+                parts.current(app, release, log, demoted=left if left and state.is_bad(left) else None),
+            ),
             "serve": (parts.services(config, app, mark),),
         },
         release=release,
@@ -47,8 +52,8 @@ def restore(config: Config, app: App, known: Known, release: str, moment: Moment
     stage = (
         *parts.shared(app, moment),
         *_prune(app, known, moment, making=release),
-        *volumes.restored(app, release, record.revision, moment),
-        *_made_ready(config, app, known, release, record.label),
+        *volumes.restored(app, release, record.revision, moment, parts.marker(app, release)),
+        *_made_ready(config, app, known, release, record.revision, record.label),
     )
     return replace(back, steps={"stage": stage, **back.steps, "retire": _let_go(app, known, moment, release)})
 
@@ -165,7 +170,7 @@ def _deploy(config: Config, app: App, known: Known, revision: Revision, name: st
         *parts.shared(app, moment),
         *_prune(app, known, moment, making=name),
         *parts.staged(app, name, revision.content, moment),
-        *_made_ready(config, app, known, name, revision.label),
+        *_made_ready(config, app, known, name, revision.id, revision.label),
     ]
     log = f"Branch {revision.origin} (at {revision.label}) deployed as release {name} by bootagent"
     steps: dict[Phase, tuple[Step, ...]] = {
@@ -187,10 +192,11 @@ def _deploy(config: Config, app: App, known: Known, revision: Revision, name: st
     )
 
 
-def _made_ready(config: Config, app: App, known: Known, name: str, label: str) -> list[Step]:
+def _made_ready(config: Config, app: App, known: Known, name: str, revision: str, label: str) -> list[Step]:
     """What makes a release of the content that has come: its links, its REVISION, and what the hook does."""
+    volume = _volume(app, name, revision)
     made: list[Step] = [
-        *parts.links(app, name, fresh=name != known.layout.current),
+        *parts.links(app, name, fresh=name != known.layout.current, volume=volume),
         RevisionFile(app.deploy_to, name, label, app.user, app.group),
     ]
     if app.prepare:
@@ -211,7 +217,15 @@ def _made_ready(config: Config, app: App, known: Known, name: str, label: str) -
                 marker=parts.marker(app, name),
             )
         )
+    if volume:
+        made.append(MadeRelease(volume))
     return made
+
+
+def _volume(app: App, name: str, revision: str) -> str | None:
+    """The record of the volume that a release is on; None when it is on none."""
+    on_one = volumes.is_on_volumes(app) and volumes.is_snapshot(revision)
+    return volumes.record(app.name, name) if on_one else None
 
 
 def _keep(
@@ -225,9 +239,13 @@ def _keep(
     record = known.state.releases.get(standing)
     stage = list(_prune(app, known, moment, making=None))
     if record:
-        on_volume = volumes.is_on_volumes(app) and volumes.is_snapshot(record.revision)
-        there = volumes.restored(app, standing, record.revision, moment) if on_volume else []
-        stage = [*parts.shared(app, moment), *stage, *there, *parts.links(app, standing, fresh=False)]
+        ready = parts.links(app, standing, fresh=False)
+        if _volume(app, standing, record.revision):
+            there = volumes.restored(app, standing, record.revision, moment, parts.marker(app, standing))
+            if standing not in known.whole:  # on the instance that the image was made of, or lost: it comes as new
+                ready = _made_ready(config, app, known, standing, record.revision, record.label)
+            ready = [*there, *ready]
+        stage = [*parts.shared(app, moment), *stage, *ready]
     else:
         reason = f"release {standing} was put there by someone else; {reason}"
     return Lane(

@@ -26,17 +26,19 @@ def is_snapshot(revision: str) -> bool:
     return revision.startswith("snap-")
 
 
-def restored(app: App, release: str, snapshot: str, moment: Moment) -> list[Step]:
-    """A release that is a volume, mounted among the releases."""
+def restored(app: App, release: str, snapshot: str, moment: Moment, marker: str) -> list[Step]:
+    """A release that is a volume, mounted among the releases; ``marker`` says that its hook has succeeded."""
     assert isinstance(app.source, EbsSource)
     place = f"{app.deploy_to}/releases/{release}"
     return [
-        attached(app, app.source, release, snapshot, moment),
+        attached(app, app.source, release, snapshot, moment, marker),
         _mounted(record(app.name, release), place, app.source, bind=None),
     ]
 
 
-def attached(app: App, source: EbsSource, release: str, snapshot: str, moment: Moment) -> Step:
+def attached(
+    app: App, source: EbsSource, release: str, snapshot: str, moment: Moment, marker: str | None = None
+) -> Step:
     """The volume of a release, made from a snapshot. Raises BootagentError on a machine that does not know itself."""
     instance_id, zone = _here(f"app {app.name}", moment)
     wanted = Wanted(
@@ -49,6 +51,7 @@ def attached(app: App, source: EbsSource, release: str, snapshot: str, moment: M
         kind=source.volume,
         device=source.device,
         within=source.within,
+        marker=marker,
     )
     return AttachedVolume(wanted)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bootagent import beneath
+from bootagent import beneath, records
 from bootagent.errors import BootagentError
 from bootagent.machine import Machine
 
@@ -13,7 +13,8 @@ from bootagent.machine import Machine
 class LinkedPaths:
     """In ``releases/NAME`` each linked path is a symbolic link to the same path in ``shared``, by its real name.
 
-    ``fresh``: the release serves nobody yet, and what it brings in their place may go.
+    ``fresh``: the release serves nobody yet, and what it brings in their place may go. So may what is on the volume of
+    the record ``volume`` while that is as its snapshot has it.
     """
 
     deploy_to: str
@@ -23,6 +24,7 @@ class LinkedPaths:
     user: str
     group: str | None
     fresh: bool
+    volume: str | None = None
 
     def __str__(self) -> str:
         return f"link {', '.join((*self.files, *self.dirs))} of {self.deploy_to}/shared into releases/{self.name}"
@@ -40,6 +42,7 @@ class LinkedPaths:
         """Make them. Raises BootagentError for a file shared/ lacks, or for data in a release that serves."""
         root = machine.real(self.deploy_to)
         owner = machine.identity(self.user, self.group)
+        replace = self.fresh or (self.volume is not None and records.is_pristine(machine, self.volume))
         for path in self.files:
             if not (root / "shared" / path).is_file():
                 raise BootagentError(
@@ -48,7 +51,7 @@ class LinkedPaths:
                 )
         for path in (*self.files, *self.dirs):
             place, target = f"releases/{self.name}/{path}", self._target(machine, path)
-            beneath.link(machine, root, place, target, owner=owner, replace=self.fresh)
+            beneath.link(machine, root, place, target, owner=owner, replace=replace)
 
     def _target(self, machine: Machine, path: str) -> str:
         return str(machine.real(self.deploy_to) / "shared" / path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -16,8 +17,9 @@ from bootagent.sandbox.disks import Disks
 from bootagent.sandbox.loop_host import LoopHost
 from bootagent.services import runit
 from tests.conftest import TAGS, Agent
+from tests.host.ebs_world import until
 from tests.host.killing import killed_at
-from tests.host.stage import SERVER, App, Stage, Tree
+from tests.host.stage import SERVER, USER, App, Stage, Tree
 
 pytest_plugins = ("tests.host.disks",)
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
@@ -283,6 +285,76 @@ def test_an_image_of_the_instance_takes_none_of_its_volumes(
         assert attached.pop(old) == stage.cloud.instance.instance_id
         assert list(attached.values()) == [cloud.instance.instance_id]
         assert agent("stop", env=cloud.environment()).code == 0
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_release_on_another_volume_of_its_snapshot_is_made_ready_again(
+    disks: Disks,
+    stage: Stage,
+    web: App,
+    agent: Agent,
+    tmp_path: Path,
+    machine_root: Path,
+    loops: LoopHost,
+    killed: bool,
+) -> None:
+    """In an image of the instance, and where EC2 has lost the volume."""
+    hook = 'hooks = { prepare = ["bin/prepare"] }'
+    linked = 'linked_files = ["config/database.yml"]\nlinked_dirs = ["log"]'
+    source = f'{{ type = "ebs", snapshot = {{ Name = "web" }}, holds = "release" }}\n{hook}\n{linked}'
+    stage.configure(web.config(source=source))
+    tree(web.deploy_to / "shared/config", {"database.yml": "of this environment"})
+    more = {
+        "config/database.yml": "of the snapshot",
+        "log/old": "",
+        "bin/prepare": "#!/bin/sh\necho made >> prepared\n",
+    }
+    place = tree(tmp_path / "one", {**web.tree("one"), **more})
+    (place / "bin/prepare").chmod(0o755)
+    shutil.chown(place, USER)
+    taken = disks.snapshot_of(place, tags={"Name": "web"}, filesystem="ext4")
+    release = web.deploy_to / "current"
+
+    def is_ready() -> bool:
+        link = (release / "config/database.yml").resolve() == web.deploy_to / "shared/config/database.yml"
+        texts = [(release / name).read_text() for name in ("REVISION", "prepared")]
+        return link and (release / "log").is_symlink() and texts == [f"{taken}\n", "made\n"]
+
+    assert agent("reconfigure").code == 0
+    assert is_ready()
+    (old,) = disks.volumes
+    pid = web.pid()
+    ran = agent("reconfigure")
+    assert (ran.code, web.pid(), is_ready()) == (0, pid, True)
+
+    assert agent("stop").code == 0
+    loops.unplug(old)
+    with Cloud(tags=TAGS, beside=stage.cloud) as cloud:
+        disks.add_machine(cloud, LoopHost(machine_root))
+        env = cloud.environment()
+        if killed:  # when the new volume is there, and nothing has been made of it
+            (web.deploy_to / "shared/config/database.yml").rename(tmp_path / "aside")
+            ran = agent("reconfigure", env=env)
+            assert ran.code == 1, ran.stderr
+            assert "could not be put back" in ran.stderr and "as its snapshot has it" in ran.stderr
+            (tmp_path / "aside").rename(web.deploy_to / "shared/config/database.yml")
+        ran = agent("reconfigure", env=env)
+        assert ran.code == 0, ran.stderr
+        assert (web.answer(), is_ready()) == ("one", True)
+        (new,) = set(disks.volumes) - {old}
+
+        assert agent("stop", env=env).code == 0
+        ec2 = cloud.api.ec2(cloud.region)
+        ec2.detach_volume(VolumeId=new)
+        until(lambda: disks.volumes[new].state == "available")
+        disks.timing.delete = 60.0  # EC2 shows that it is going
+        ec2.delete_volume(VolumeId=new)
+        ran = agent("reconfigure", env=env)
+        assert ran.code == 0, ran.stderr
+        assert (web.answer(), is_ready()) == ("one", True)
+        pid = web.pid()
+        assert (agent("reconfigure", env=env).code, web.pid()) == (0, pid)
+        assert agent("stop", env=env).code == 0
 
 
 @pytest.mark.timeout(900)

@@ -216,6 +216,33 @@ def test_a_volume_that_is_gone_is_made_again(
     assert record and record.attempt > 1
 
 
+def test_what_was_done_with_one_is_not_said_of_the_next(
+    cloud: Cloud, volumes: Disks, machine: HearingMachine, wanted: Wanted
+) -> None:
+    marker = machine.real("/var/lib/bootagent/prepared/web.1")
+    marker.parent.mkdir(parents=True)
+    marker.touch()  # an image has brought it
+    wanted = replace(wanted, marker="/var/lib/bootagent/prepared/web.1")
+    baked = Record(NAME, "i-baked", cloud.region, "vol-0fff", snapshot=wanted.snapshot, attached=True)
+    records.save(machine, baked)
+    first = attach(machine, wanted)
+    assert not marker.exists() and records.is_pristine(machine, NAME)
+
+    marker.touch()
+    record = records.load(machine, NAME)
+    assert record
+    records.save(machine, replace(record, pristine=False))
+    assert attach(machine, wanted) == first
+    assert marker.exists() and not records.is_pristine(machine, NAME)
+
+    cloud.api.ec2(cloud.region).detach_volume(VolumeId=first)
+    until(lambda: volumes.volumes[first].state == "available")
+    volumes.timing.delete = 1.0
+    cloud.api.ec2(cloud.region).delete_volume(VolumeId=first)
+    assert attach(machine, wanted) != first
+    assert not marker.exists() and records.is_pristine(machine, NAME)
+
+
 def test_data_that_is_gone_is_not_replaced_in_silence(
     cloud: Cloud, volumes: Disks, machine: HearingMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

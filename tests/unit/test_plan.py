@@ -160,10 +160,10 @@ def pruned(*names: str) -> Prune:
     return Prune("/srv/web", names, tuple(f"/var/lib/bootagent/prepared/web.{name}" for name in names))
 
 
-def links(name: str, *, fresh: bool | None = None) -> LinkedPaths:
+def links(name: str, *, fresh: bool | None = None, volume: str | None = None) -> LinkedPaths:
     """Fresh by default only in a release made now: what one that serves holds may be somebody's data."""
     new = name == NEW if fresh is None else fresh
-    return LinkedPaths("/srv/web", name, ("config/db.yml", ".env"), ("log",), "deploy", "web", new)
+    return LinkedPaths("/srv/web", name, ("config/db.yml", ".env"), ("log",), "deploy", "web", new, volume)
 
 
 def switched(name: str, log: str | None, demoted: str | None = None) -> Current:

@@ -23,6 +23,7 @@ from bootagent.steps.attached_volume import AttachedVolume
 from bootagent.steps.base import Step
 from bootagent.steps.copied_scripts import CopiedScripts
 from bootagent.steps.linked_paths import RevisionFile
+from bootagent.steps.made_release import MadeBefore, MadeRelease
 from bootagent.steps.mounted_nfs import MountedNfs
 from bootagent.steps.mounted_volume import MountedVolume
 from bootagent.steps.prepared import Prepared
@@ -130,7 +131,7 @@ def in_place(source: Revision | BootagentError, state: AppState | None = None, *
 # The steps, as they should be.
 
 
-def attached(release: str, made_of: str) -> AttachedVolume:
+def attached(release: str, made_of: str, *, marker: str | None = None) -> AttachedVolume:
     wanted = Wanted(
         name=f"app.web.{release}",
         purpose="app web",
@@ -141,6 +142,7 @@ def attached(release: str, made_of: str) -> AttachedVolume:
         kind=GP3,
         device="/dev/sdg",
         within=600.0,
+        marker=marker,
     )
     return AttachedVolume(wanted)
 
@@ -347,7 +349,13 @@ def test_where_releases_are_somebody_elses_there_is_no_way_back() -> None:
 # --- a release on a volume ---------------------------------------------------------------------------------------
 
 
-def by_release(name: str, made_of: str, *, keep: tuple[str, ...], doomed: tuple[str, ...] = ()) -> Steps:
+def marker(name: str) -> str:
+    return f"/var/lib/bootagent/prepared/web.{name}"
+
+
+def by_release(
+    name: str, made_of: str, *, keep: tuple[str, ...], doomed: tuple[str, ...] = (), fresh: bool = True
+) -> Steps:
     """All steps that put a snapshot into a release; ``doomed`` are the ones that only the release before it needed."""
     environment = (
         ("BOOTAGENT_APP", "web"),
@@ -356,18 +364,18 @@ def by_release(name: str, made_of: str, *, keep: tuple[str, ...], doomed: tuple[
         ("BOOTAGENT_ROLE", "web"),
     )
     place = f"/srv/web/releases/{name}"
-    marker = f"/var/lib/bootagent/prepared/web.{name}"
     return {
         "stage": (
             ROOTS,
             ENV_FILE,
             retired(*keep),
             pruned(),
-            attached(name, made_of),
+            attached(name, made_of, marker=marker(name)),
             mounted(name, place),
-            links(name, fresh=True),
+            links(name, fresh=fresh, volume=f"app.web.{name}"),
             RevisionFile("/srv/web", name, made_of, "deploy", "web"),
-            Prepared(place, ("bin/prepare",), 60.0, environment, "deploy", "web", marker),
+            Prepared(place, ("bin/prepare",), 60.0, environment, "deploy", "web", marker(name)),
+            MadeRelease(f"app.web.{name}"),
         ),
         "activate": activated(name, f"Branch {WHOLE} (at {made_of}) deployed as release {name} by bootagent"),
         "serve": (services(name),),
@@ -396,7 +404,7 @@ def test_the_old_release_and_its_volume_stay_until_the_new_one_serves() -> None:
 
 @pytest.mark.parametrize("source", [snapshot(S1), LOST])
 def test_a_release_on_a_volume_is_kept_with_its_volume(source: Revision | BootagentError) -> None:
-    lane = made(BY_RELEASE, Known(Layout(R1, None, (R1,)), source, ONE))
+    lane = made(BY_RELEASE, Known(Layout(R1, None, (R1,)), source, ONE, volumes=(R1,), whole=(R1,)))
     assert (lane.intent, lane.release, lane.revision, lane.unread) == ("keep", R1, S1, source is LOST)
     assert lane.steps == {
         "stage": (
@@ -404,13 +412,29 @@ def test_a_release_on_a_volume_is_kept_with_its_volume(source: Revision | Bootag
             ENV_FILE,
             retired(R1),
             pruned(),
-            attached(R1, S1),
+            attached(R1, S1, marker=marker(R1)),
             mounted(R1, f"/srv/web/releases/{R1}"),
             links(R1),
         ),
         "activate": (),
         "serve": (services(R1),),
     }
+
+
+@pytest.mark.parametrize("volumes", [(), (R1,)])
+def test_a_release_that_is_kept_is_made_again_where_it_has_no_volume_it_was_made_on(volumes: tuple[str, ...]) -> None:
+    """In an image of another instance, say: the snapshot's content comes as it is, and nothing was made of it."""
+    lane = made(BY_RELEASE, Known(Layout(R1, None, (R1,)), snapshot(S1), ONE, volumes=volumes))
+    assert (lane.intent, lane.release) == ("keep", R1)
+    assert lane.steps["stage"] == by_release(R1, S1, keep=(R1,), fresh=False)["stage"]
+
+
+def test_a_release_on_a_volume_that_was_not_made_is_not_put_back() -> None:
+    lane = plan.put_back(config(BY_RELEASE), BY_RELEASE, ONE, R1, left=None, reason="")
+    assert lane.steps["activate"] == (
+        MadeBefore(f"app.web.{R1}"),
+        switched(R1, f"bootagent rolled back to release {R1}"),
+    )
 
 
 def test_a_release_that_failed_is_given_back_with_its_volume() -> None:
@@ -429,7 +453,8 @@ def test_going_back_makes_the_old_release_of_its_snapshot_again() -> None:
     lane = going_back.lane(config(BY_RELEASE), BY_RELEASE, known, R1, MOMENT)
     steps = by_release(R1, S1, keep=(R1, R2), doomed=(R2,))
     assert (lane.intent, lane.release, lane.fallback) == ("rollback", R1, R2)
-    assert lane.steps == {**steps, "activate": (switched(R1, f"bootagent rolled back to release {R1}"),)}
+    switch = (MadeBefore(f"app.web.{R1}"), switched(R1, f"bootagent rolled back to release {R1}"))
+    assert lane.steps == {**steps, "activate": switch}
     assert list(lane.steps) == ["stage", "activate", "serve", "retire"]
 
 
