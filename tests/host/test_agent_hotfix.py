@@ -46,6 +46,23 @@ def test_a_hotfix_survives_a_rerun_and_a_newer_bundle_wins(stage: Stage, web: Ap
     assert web.answer() == "two" and web.current > hotfix
 
 
+def test_a_hotfix_that_does_not_serve_by_now_is_worth_another_try(stage: Stage, web: App, agent: Agent) -> None:
+    web.publish("one")
+    assert agent("reconfigure").code == 0
+    hotfix = after(web.current)
+    cap_deploy(web, hotfix, "hotfix")
+    server = web.deploy_to / "current/server.py"
+    works = server.read_text()
+    server.write_text("raise SystemExit('no database')\n")
+    (web.service() / "supervise/control").write_text("t")
+    ran = agent("reconfigure", "--json", "--log", "text")
+    assert ran.code == 1, ran.stderr
+    assert json.loads(ran.stdout)["endings"]["web"]["transient"]
+    server.write_text(works)
+    assert agent("reconfigure").code == 0
+    assert web.current == hotfix and web.answer() == "hotfix"
+
+
 def test_a_bad_release_falls_back_to_the_hotfix(stage: Stage, web: App, agent: Agent) -> None:
     web.publish("one")
     assert agent("reconfigure").code == 0

@@ -21,7 +21,7 @@ from bootagent.sandbox.cloud import Cloud
 from bootagent.sandbox.supervisor import Supervisor
 from bootagent.services import runit
 from tests.conftest import Agent, agent_argv, processes_of
-from tests.host.stage import App, Stage
+from tests.host.stage import SERVER, App, Stage
 
 Waited = Callable[[], Any]
 
@@ -202,6 +202,58 @@ def test_it_keeps_trying_while_the_source_is_away(
     assert "another try at " in until(lambda: daemon.status() if "try at" in daemon.status() else "")
     until(lambda: any(one["exit_code"] == 0 for one in daemon.logged("ended")), within=90)
     assert web.answer() == "one"
+
+
+#: A service that needs something besides its release, such as a database.
+NEEDY = "import os, sys\nif not os.path.exists({database!r}): sys.exit('no database')\n" + SERVER
+
+
+def test_a_release_that_has_served_is_tried_again_until_what_it_needs_is_back(
+    stage: Stage, web: App, start: Start, agent: Agent
+) -> None:
+    stage.configure(web.config())
+    database = stage.root / "database"
+    database.touch()
+    web.publish("one", web.tree("one") | {"server.py": NEEDY.format(database=str(database))})
+    assert agent("reconfigure").code == 0
+    assert agent("stop").code == 0
+    path = stage.root / "var/lib/bootagent/state.json"  # the boot after
+    path.write_text(json.dumps({**json.loads(path.read_text()), "stopped": None}))
+    database.unlink()
+    daemon = start()
+    assert daemon.ended("run")["exit_code"] == 1
+    until(lambda: "another try at" in daemon.status())
+    assert stage.release_state("web", web.current) == "good"
+    database.touch()
+    until(lambda: daemon.logged("ended")[-1]["exit_code"] == 0)
+    assert daemon.logged("ended")[-1]["why"] == "retry"
+    assert web.answer() == "one"
+
+
+def test_what_was_asked_for_after_a_stop_is_tried_until_it_is_done(
+    stage: Stage, web: App, start: Start, agent: Agent, cloud: Cloud
+) -> None:
+    stage.configure(web.config())
+    web.publish("one")
+    daemon = start()
+    assert daemon.ended("run")["exit_code"] == 0
+    assert agent("stop").code == 0
+    cloud.metadata.faults.disabled = True
+    daemon.process.send_signal(signal.SIGHUP)
+    assert daemon.ended("reconfigure")["exit_code"] == 1
+    cloud.metadata.faults.disabled = False
+    assert daemon.ended("retry")["exit_code"] == 0
+    assert web.answer() == "one"
+    # But who stops it after that has the last word.
+    assert agent("stop").code == 0
+    cloud.metadata.faults.disabled = True
+    assert agent("reconfigure").code == 1
+    cloud.metadata.faults.disabled = False
+    assert agent("stop").code == 0
+    ran = agent("run", "--once", "--because", "retry")
+    assert ran.code == 0 and "the services were stopped, and stay so" in ran.stderr
+    with pytest.raises(OSError):
+        web.answer(within=0)
 
 
 def test_what_no_other_try_can_better_is_not_tried_again(stage: Stage, web: App, start: Start) -> None:

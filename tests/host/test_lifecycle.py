@@ -16,6 +16,7 @@ import pytest
 from bootagent.sandbox.api import Call
 from bootagent.sandbox.autoscaling import AutoScaling, Hook, PoolState
 from bootagent.sandbox.cloud import Cloud
+from tests.conftest import Agent
 from tests.host.stage import BUCKET, App, Stage
 from tests.host.test_daemon import Daemon, Start, set_notice, start, until
 
@@ -342,6 +343,29 @@ def test_back_in_the_pool_it_serves_no_longer_and_out_of_it_again(
     assert fleet.answers[2:] == [("ready", "CONTINUE", "call")]
     assert web.answer() == "one"
     assert daemon.ended("reconfigure", times=2)["exit_code"] == 0
+
+
+def test_nothing_serves_in_the_pool_where_no_hooks_are_named_either(
+    stage: Stage, web: App, start: Start, group: Group, agent: Agent
+) -> None:
+    stage.configure(web.config())
+    web.publish("one")
+    fleet = group(hooks=(), pool="Running")
+    fleet.launch()
+    until(lambda: fleet.state == "Warmed:Running")
+    planned = agent("plan")
+    assert planned.code == 0 and "Services" not in planned.stdout
+    daemon = start()
+    assert daemon.ended("run")["exit_code"] == 0
+    assert "not serving: the warm pool has it" in until(daemon.status)
+    assert not web.service().exists()
+    fleet.take_from_pool()
+    assert daemon.ended("reconfigure")["exit_code"] == 0
+    assert web.answer() == "one"
+    fleet.return_to_pool("Running")
+    assert daemon.ended("reconfigure", times=2)["exit_code"] == 0
+    with pytest.raises(OSError):
+        web.answer(within=0)
 
 
 def test_what_the_image_brings_does_not_serve_in_the_pool(
