@@ -227,6 +227,24 @@ def test_the_release_that_a_baked_current_names_is_started(stage: Stage, web: Ap
     assert cloud.calls == []
 
 
+def test_what_the_image_holds_is_worth_another_try_only_once_it_has_served(
+    stage: Stage, web: App, agent: Agent
+) -> None:
+    stage.configure(web.config(source=HELD))
+    place = bake(web.deploy_to / "releases" / R1, "one", works=False)
+    (web.deploy_to / "current").symlink_to(f"releases/{R1}")
+    for served in (False, True):
+        ran = agent("reconfigure", "--json", "--log", "text")
+        assert ran.code == 1, ran.stderr
+        assert ending(ran)["transient"] == served
+        broken = (place / "server.py").read_text()
+        (place / "server.py").write_text(SERVER)
+        assert agent("reconfigure").code == 0
+        assert web.answer() == "one"
+        (place / "server.py").write_text(broken)
+        (web.service() / "supervise/control").write_text("t")
+
+
 def test_without_a_baked_current_the_newest_release_is_switched_to(stage: Stage, web: App, agent: Agent) -> None:
     stage.configure(web.config(source=HELD))
     bake(web.deploy_to / "releases" / R1, "one")
