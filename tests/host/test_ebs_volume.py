@@ -86,6 +86,7 @@ def test_a_volume_is_made_from_the_snapshot_and_goes_with_the_instance(
             snapshot=wanted.snapshot,
             attached=True,
             device="/dev/sdf",
+            pristine=True,
         ),
     )
 
