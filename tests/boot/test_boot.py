@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 from bootagent import user_data
 from bootagent.sandbox.metadata import USER_DATA, MetadataServer
 from bootagent.telling import status_file
+from tests import waiting
 from tests.boot.image import Image
 from tests.boot.report import FIGURE
 from tests.boot.scene import Scene, ask, port_of, wait_for_version
@@ -57,11 +57,8 @@ def stopped(vm: Vm, app: str = "web") -> list[str]:
 
 
 def until(holds: Callable[[], bool], what: str, within: float = PATIENCE) -> None:
-    """Wait until something is so."""
-    deadline = time.monotonic() + within
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {within:g} s: {what}"
-        time.sleep(0.2)
+    """Wait until something is so, on an emulated machine."""
+    waiting.until(holds, what, within, pause=0.2)
 
 
 def systemd_says(vm: Vm, *properties: str) -> dict[str, str]:

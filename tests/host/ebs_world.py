@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ from bootagent.ebs.volume import Wanted
 from bootagent.machine import Machine, Note, Transfer
 from bootagent.sandbox.cloud import Cloud
 from bootagent.sandbox.disks import Disks
+from tests.waiting import until
 
 
 class NoMachine:
@@ -36,14 +35,6 @@ class HearingMachine(Machine):
     @property
     def notes(self) -> list[str]:
         return [event.label for event in self.heard if isinstance(event, Note)]
-
-
-def until(condition: Callable[[], object]) -> None:
-    """Wait until it is so."""
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come true"
-        time.sleep(0.02)
 
 
 def made(cloud: Cloud, disks: Disks, tags: dict[str, str], *, size: int = 1, zone: str | None = None) -> str:

@@ -17,9 +17,9 @@ from bootagent.sandbox.disks import Disks
 from bootagent.sandbox.loop_host import LoopHost
 from bootagent.services import runit
 from tests.conftest import TAGS, Agent
-from tests.host.ebs_world import until
 from tests.host.killing import killed_at
 from tests.host.stage import SERVER, USER, App, Stage, Tree
+from tests.waiting import until
 
 pytest_plugins = ("tests.host.disks",)
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
@@ -457,7 +457,7 @@ def test_services_wait_for_what_they_run_from(
     subprocess.run(["sv", "-w", "10", "down", outer / "service"], check=True)
     subprocess.run(["umount", machine_root / "srv/web"], check=True)
     os.kill(before.pid, signal.SIGKILL)  # runsv, and so everything it says
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while (now := runit.status(outer)) is None or now.pid in (0, before.pid):
         assert time.monotonic() < deadline
         time.sleep(0.1)

@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from tests.conftest import Agent, Ran, agent_argv
 from tests.host.git_server import Repository
 from tests.host.stage import BUCKET, SERVER, USER, App, Stage
 from tests.host.test_agent_crash import expect_whole, run_killed_at
+from tests.waiting import until
 
 BAKED = "/opt/web"
 R1, R2 = "20260101000000", "20260102000000"
@@ -443,10 +443,7 @@ def test_the_daemon_tries_again_until_the_source_answers(stage: Stage, web: App,
     try:
         assert web.answer(within=60) == "baked"
         web.publish("one")
-        deadline = time.monotonic() + 90
-        while not ended_well(stage):
-            assert time.monotonic() < deadline, "it did not try again"
-            time.sleep(0.2)
+        until(lambda: ended_well(stage), "it did not try again")
         assert web.answer() == "one"
     finally:
         daemon.terminate()

@@ -22,17 +22,9 @@ from bootagent.sandbox.supervisor import Supervisor
 from bootagent.services import runit
 from tests.conftest import Agent, agent_argv, processes_of
 from tests.host.stage import SERVER, App, Stage
+from tests.waiting import until
 
 Waited = Callable[[], Any]
-
-
-def until(what: Waited, within: float = 45) -> Any:
-    """The first true value of ``what``, looked for often."""
-    deadline = time.monotonic() + within
-    while not (found := what()):
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.05)
-    return found
 
 
 class Manager:

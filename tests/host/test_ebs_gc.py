@@ -14,7 +14,8 @@ from bootagent.gc import Stray, delete, strays
 from bootagent.records import Record
 from bootagent.sandbox.cloud import Cloud
 from bootagent.sandbox.disks import Disks
-from tests.host.ebs_world import HearingMachine, NoMachine, made, snapshot_of, until
+from tests.host.ebs_world import HearingMachine, NoMachine, made, snapshot_of
+from tests.waiting import until
 
 pytest_plugins = ("tests.host.ebs_bench",)
 

@@ -25,7 +25,8 @@ from bootagent.publish.snapshot import Wanted, take
 from bootagent.sandbox.cloud import Cloud
 from bootagent.sandbox.disks import Disks
 from bootagent.steps.attached_volume import AttachedVolume
-from tests.host.ebs_world import HearingMachine, made, until, wanted_by
+from tests.host.ebs_world import HearingMachine, made, wanted_by
+from tests.waiting import until
 
 pytest_plugins = ("tests.host.ebs_bench", "tests.host.disks")
 

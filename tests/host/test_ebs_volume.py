@@ -24,7 +24,8 @@ from bootagent.records import Record
 from bootagent.sandbox.cloud import Cloud
 from bootagent.sandbox.disks import Disks
 from bootagent.sandbox.ebs_api import EbsApi
-from tests.host.ebs_world import HearingMachine, NoMachine, made, snapshot_of, until, wanted_by
+from tests.host.ebs_world import HearingMachine, NoMachine, made, snapshot_of, wanted_by
+from tests.waiting import until
 
 pytest_plugins = ("tests.host.ebs_bench",)
 

@@ -15,7 +15,8 @@ from bootagent.sandbox.cloud import Cloud
 from bootagent.steps.elastic_ip import ElasticIpGivenBack, ElasticIpHeld
 from bootagent.traffic import elastic_ip, held_address
 from bootagent.traffic.elastic_ip import Claim
-from tests.host.ebs_world import HearingMachine, until
+from tests.host.ebs_world import HearingMachine
+from tests.waiting import until
 
 pytest_plugins = ("tests.host.ebs_bench",)
 

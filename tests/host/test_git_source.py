@@ -28,6 +28,7 @@ from bootagent.sources import git as git_source
 from bootagent.steps.staged_commit import StagedCommit
 from tests.conftest import processes_of
 from tests.host.git_server import USER, GitServer, Repository, available
+from tests.waiting import until
 
 URL = "/srv/git/app.git"
 DEPLOY_TO = "/srv/web"
@@ -477,10 +478,7 @@ def test_the_key_is_nobody_elses_while_it_is_used(web: Web, server: GitServer) -
     server.mode("late")
     child = subprocess.Popen([sys.executable, "-c", _RESOLVE, str(web.root), server.url])
     try:
-        deadline = time.monotonic() + 60
-        while not server.asked:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        until(lambda: server.asked)
         (directory,) = keys_left(web)
         nobody = pwd.getpwnam(USER).pw_uid
         assert (directory.stat().st_uid, stat.S_IMODE(directory.stat().st_mode)) == (nobody, 0o700)
@@ -587,10 +585,7 @@ def test_a_connection_that_breaks_leaves_nothing_and_the_next_try_succeeds(web: 
 def test_killed_in_the_middle_the_next_run_succeeds(web: Web, server: GitServer) -> None:
     server.mode("stuck")
     child = subprocess.Popen([sys.executable, "-c", _APPLY, str(web.root), server.sha, server.url, str(KEY.key)])
-    deadline = time.monotonic() + 60
-    while not list(web.mirror.parent.glob(".repo.partial/objects/pack/tmp_pack_*")):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: list(web.mirror.parent.glob(".repo.partial/objects/pack/tmp_pack_*")))
     child.send_signal(signal.SIGKILL)
     child.wait()
     server.mode("well")

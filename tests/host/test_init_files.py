@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ import pytest
 from bootagent.sandbox.cloud import Cloud
 from bootagent.services import runit
 from tests.host.stage import App, Stage
+from tests.waiting import until
 
 CHECKOUT = Path(__file__).parents[2]
 UNITS = sorted(path.name for path in (CHECKOUT / "systemd").glob("*.service"))
@@ -167,14 +167,7 @@ def service(stage: Stage, cloud: Cloud) -> Path:
 def give(service: Path) -> None:
     """Hand a service directory to runsvdir, and wait for its start: of what is down, sv check(8) thinks well."""
     (service.parents[1] / "service" / service.name).symlink_to(service)
-    wait_for(lambda: (found := runit.status(service)) and found.state != "down")
-
-
-def wait_for(what: Callable[[], object], within: float = 60) -> None:
-    deadline = time.monotonic() + within
-    while not what():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.05)
+    until(lambda: (found := runit.status(service)) and found.state != "down")
 
 
 def checked(service: Path) -> int:
@@ -191,7 +184,7 @@ def test_under_runit_a_machine_configures_itself_and_says_so(
     revision = web.publish("one")
     assert revision
     give(service)
-    wait_for(lambda: checked(service) == 0)
+    until(lambda: checked(service) == 0)
     assert web.answer() == "one"
     found = runit.status(service)
     assert found is not None and found.state == "run"
@@ -202,7 +195,7 @@ def test_under_runit_a_machine_configures_itself_and_says_so(
     assert "9BAD" not in given
 
     log = stage.root / "var/log/bootagent/agent"
-    wait_for(lambda: "begun" in (log / "current").read_text())
+    until(lambda: "begun" in (log / "current").read_text())
     assert "not NAME=VALUE, ignored: not a setting" in (log / "current").read_text()
     assert (log / "config").read_text().split() == ["s1000000", "n10"]
     if any(entry.pw_name == "_runit-log" for entry in pwd.getpwall()) and os.geteuid() == 0:
@@ -219,7 +212,7 @@ def test_under_runit_an_instance_that_could_not_be_configured_is_told_from_a_goo
     stage.configure(web.config())  # and nothing published
     give(service)
     status = stage.root / "var/lib/bootagent/state.json"
-    wait_for(lambda: status.exists() and json.loads(status.read_text()).get("last_run"))
+    until(lambda: status.exists() and json.loads(status.read_text()).get("last_run"))
     found = runit.status(service)
     assert found is not None and found.state == "run"
     assert checked(service) != 0
@@ -229,7 +222,7 @@ def test_a_daemon_that_fails_at_once_is_started_again_but_not_in_a_tight_loop(st
     (stage.root / "bootagent").write_text(f"#!/bin/sh\necho x >>{stage.root}/starts\nexit 1\n")
     give(service)
     starts = stage.root / "starts"
-    wait_for(lambda: starts.exists() and len(starts.read_text().split()) > 1)
+    until(lambda: starts.exists() and len(starts.read_text().split()) > 1)
     time.sleep(2.5)  # runsv by itself would start it every second
     assert len(starts.read_text().split()) <= 3
     # And nobody who wants it down has to wait for that.
@@ -246,7 +239,7 @@ def test_when_the_machine_goes_down_services_end_in_order(stage: Stage, service:
     stage.configure(web.config(service=f"[apps.web.services.slow]\n{own}"))
     web.publish("one", {**web.tree("one"), "config/service/slow/run": script})
     give(service)
-    wait_for(lambda: checked(service) == 0)
+    until(lambda: checked(service) == 0)
     all_of_them = sorted((stage.root / "etc/service").iterdir())
     assert [path.name for path in all_of_them] == ["bootagent", "web.slow"]
     done = subprocess.run(["sv", "-w", "20", "force-stop", *all_of_them], capture_output=True, text=True, check=False)

@@ -18,7 +18,8 @@ from bootagent.sandbox.autoscaling import AutoScaling, Hook, PoolState
 from bootagent.sandbox.cloud import Cloud
 from tests.conftest import Agent
 from tests.host.stage import BUCKET, App, Stage
-from tests.host.test_daemon import Daemon, Start, set_notice, start, until
+from tests.host.test_daemon import Daemon, Start, set_notice, start
+from tests.waiting import until
 
 __all__ = ["start"]
 

@@ -8,8 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,18 +24,11 @@ from bootagent.sandbox.cloud import Cloud
 from bootagent.sandbox.disks import Disks
 from bootagent.sandbox.loop_host import LoopHost
 from bootagent.steps.mounted_volume import MountedVolume
+from tests.waiting import until
 
 pytest_plugins = ("tests.host.disks",)
 
 WITHIN = 60.0
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for it to be so."""
-    deadline = time.monotonic() + WITHIN
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @dataclass

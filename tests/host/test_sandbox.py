@@ -8,8 +8,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,13 +19,7 @@ from bootagent.sandbox.loop_host import LoopHost
 from bootagent.sandbox.scratch import clear, mounts_below, scratch_root
 from bootagent.sandbox.supervisor import Supervisor
 from tests.conftest import TAGS, processes_of
-
-
-def eventually(true: Callable[[], object], within: float = 15.0) -> None:
-    deadline = time.monotonic() + within
-    while not true():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.05)
+from tests.waiting import until
 
 
 def inside(cloud: Cloud, script: str, **extra: str) -> subprocess.CompletedProcess[str]:
@@ -151,7 +143,7 @@ def test_services_run_and_nothing_of_them_stays(machine_root: Path, runsvdir: Su
     outer = machine_root / "etc/sv/web/outer"
     write_service(outer, f"exec runsv {inner}")
     (machine_root / "etc/service/web").symlink_to(outer)
-    eventually((machine_root / "log").exists)
+    until((machine_root / "log").exists)
     assert len(processes_of(machine_root)) >= 6  # init, runsvdir, two runsv, the service, svlogd
     runsvdir.stop()
     assert processes_of(machine_root) == []
@@ -162,7 +154,7 @@ def test_what_escapes_is_ended_too(machine_root: Path, runsvdir: Supervisor) -> 
     (machine_root / "daemon").write_text("trap '' TERM\necho $$ >pid\ncd /\nwhile :; do sleep 1; done\n")
     script = f"cd {machine_root}; env -i setsid sh daemon >/dev/null 2>&1 & exec sleep 1000"
     write_service(machine_root / "etc/service/daemon", script)
-    eventually(lambda: (machine_root / "pid").exists() and (machine_root / "pid").read_text().strip())
+    until(lambda: (machine_root / "pid").exists() and (machine_root / "pid").read_text().strip())
     pid = int((machine_root / "pid").read_text())
     os.kill(pid, 0)
     runsvdir.stop()
@@ -181,10 +173,10 @@ def test_it_dies_with_the_one_who_started_it(machine_root: Path) -> None:
     time.sleep(1000)
     """
     starter = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)])
-    eventually((machine_root / "etc/service/web/supervise/pid").exists)
+    until((machine_root / "etc/service/web/supervise/pid").exists)
     starter.send_signal(signal.SIGKILL)
     starter.wait()
-    eventually(lambda: processes_of(machine_root) == [])
+    until(lambda: processes_of(machine_root) == [])
 
 
 def test_a_machine_without_runit_is_told_so(machine_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

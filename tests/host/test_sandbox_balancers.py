@@ -20,8 +20,8 @@ from bootagent.sandbox.balancers import Balancers
 from bootagent.sandbox.cloud import Cloud
 from bootagent.traffic.balancers import Calls, Verdict, calls
 from bootagent.traffic.registrations import Balancer, Kind, Registration
-from tests.host.ebs_world import until
 from tests.host.stage import free_port
+from tests.waiting import until
 
 pytest_plugins = ("tests.host.ebs_bench",)
 

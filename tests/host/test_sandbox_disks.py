@@ -15,7 +15,8 @@ from bootagent.sandbox.cloud import Cloud
 from bootagent.sandbox.disks import Disks
 from bootagent.sandbox.loop_host import LoopHost, serial
 from bootagent.sandbox.scratch import mounts_below
-from tests.host.volumes import ZONE, available, code_of, plugged, until
+from tests.host.volumes import ZONE, available, code_of, plugged
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2 import EC2Client

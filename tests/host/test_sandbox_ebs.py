@@ -19,7 +19,8 @@ from botocore.exceptions import ClientError
 
 from bootagent.sandbox.cloud import Cloud
 from bootagent.sandbox.disks import Disks
-from tests.host.volumes import ZONE, available, code_of, plugged, until
+from tests.host.volumes import ZONE, available, code_of, plugged
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2 import EC2Client

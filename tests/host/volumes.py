@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -10,21 +9,13 @@ import pytest
 from botocore.exceptions import ClientError
 
 from bootagent.sandbox.disks import Disks
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2 import EC2Client
 
 WAIT = 20.0
 ZONE = "eu-west-1a"
-
-
-def until(condition: Callable[[], Any], what: str) -> Any:
-    """What the condition gives, once it is true."""
-    deadline = time.monotonic() + WAIT
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"{what} did not come true"
-        time.sleep(0.02)
-    return found
 
 
 def code_of(call: Callable[[], object]) -> str:

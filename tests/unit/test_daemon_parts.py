@@ -215,7 +215,7 @@ def child(script: str) -> Child:
 
 
 def end(running: Child) -> int:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while (code := running.ended()) is None:
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from bootagent.sandbox.autoscaling import AutoScaling, Hook
 from bootagent.sandbox.cloud import Cloud
 from bootagent.sandbox.metadata import LIFECYCLE, SPOT
 from bootagent.services import servicedir
+from tests.waiting import until
 
 CONFIGURATION = """
 [apps.web]
@@ -36,13 +37,6 @@ source = { type = "image" }
 [roles.web]
 apps = ["web"]
 """
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come true"
-        time.sleep(0.02)
 
 
 # --- the verdict -------------------------------------------------------------------------------------------------

@@ -133,7 +133,7 @@ def service(tmp_path: Path) -> Iterator[Path]:
 
 
 def wait_for(folder: Path, state: str, *, not_pid: int = 0) -> Status:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         found = runit.status(folder)
         if found and found.state == state and (state != "run" or found.pid not in (0, not_pid)):
