@@ -152,7 +152,7 @@ def _identified(machine: Machine, calls: Calls, wanted: Wanted, lost: Collection
     while True:
         if volume := _found(machine, calls, wanted, lost):
             return _adopted(machine, record, volume)
-        if wanted.find and record.attached and _is_meant_yet(calls, wanted, record):
+        if wanted.find and _may_hold_data(wanted, record) and _is_meant_yet(calls, wanted, record):
             return record
         _refuse_to_make(wanted)
         record = replace(
@@ -291,10 +291,16 @@ def _give_up(machine: Machine, calls: Calls, wanted: Wanted, record: Record, fai
                 remedy="see the volume's status in EC2; make another from a snapshot, and delete this one",
             )
         calls.delete(failed.id)
-    elif record.attached and not wanted.by_snapshot:  # what it held is not to be missed in silence
+    elif _may_hold_data(wanted, record) and not wanted.by_snapshot:  # it is not to be missed in silence
         raise _gone(wanted, record)
     fresh = Record(wanted.name, wanted.instance_id, wanted.region, attempt=record.attempt + 1)
     records.save(machine, fresh)
+
+
+def _may_hold_data(wanted: Wanted, record: Record) -> bool:
+    """Whether the volume of the record was here, or was found with data of another instance before it got here."""
+    found = bool(wanted.find and record.volume_id) and not (record.blank or record.pristine)
+    return record.attached or found
 
 
 def _gone(wanted: Wanted, record: Record) -> MachineError:

@@ -545,17 +545,24 @@ def test_one_that_ec2_is_late_to_show_is_not_replaced(
     assert list(volumes.volumes) == [mine]
 
 
-def test_one_that_lost_its_tags_and_is_there_is_no_reason_not_to_make_another(
+def test_one_that_goes_while_its_holder_is_waited_for_is_not_replaced_in_silence(
     cloud: Cloud, volumes: Disks, machine: HearingMachine, data: Wanted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(attachment, "FRESH_SECONDS", 0.5)
     monkeypatch.setattr(volume, "LAG_SECONDS", 0.5)
-    old = attach(machine, data)
-    ec2 = cloud.api.ec2(cloud.region)
-    ec2.detach_volume(VolumeId=old)
-    until(lambda: volumes.volumes[old].state == "available")
-    ec2.create_tags(Resources=[old], Tags=[{"Key": "Data", "Value": "kept for a look"}])
-    new = attach(machine, data)
-    assert new != old and set(volumes.volumes) == {old, new}
+    with Cloud(tags={"Role": "db"}, beside=cloud) as other:
+        volumes.add_machine(other, NoMachine())
+        first = attach(machine, replace(data, instance_id=other.instance.instance_id))
+        mark_formatted(machine, data.region, first, "xfs")
+        records.forget(machine, data.name)
+        with pytest.raises(MachineError, match="waiting for the volume's holder to let it go"):
+            attach(machine, replace(data, within=0.5))
+        cloud.api.ec2(cloud.region).detach_volume(VolumeId=first)
+        until(lambda: volumes.volumes[first].state == "available")
+        remove(cloud, volumes, first)
+        with pytest.raises(MachineError, match=f"{first}, the volume for volume db/data, is gone"):
+            attach(machine, data)
+    assert volumes.volumes == {}
 
 
 def test_one_in_error_is_not_replaced_in_silence_where_no_record_tells_of_it(
@@ -580,8 +587,14 @@ def test_one_that_fails_as_it_is_made_is_made_again(
     until(lambda: list(volumes.volumes) == [volume_id])
 
 
-def test_one_that_lost_its_tags_does_not_come_back_by_its_token(
-    cloud: Cloud, volumes: Disks, machine: HearingMachine, data: Wanted, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("recorded", [True, False])
+def test_one_that_lost_its_tags_is_left_alone_and_does_not_come_back_by_its_token(
+    cloud: Cloud,
+    volumes: Disks,
+    machine: HearingMachine,
+    data: Wanted,
+    monkeypatch: pytest.MonkeyPatch,
+    recorded: bool,
 ) -> None:
     monkeypatch.setattr(volume, "LAG_SECONDS", 0.5)
     old = attach(machine, data)
@@ -589,7 +602,8 @@ def test_one_that_lost_its_tags_does_not_come_back_by_its_token(
     ec2.detach_volume(VolumeId=old)
     until(lambda: volumes.volumes[old].state == "available")
     ec2.create_tags(Resources=[old], Tags=[{"Key": "Data", "Value": "kept for a look"}])
-    records.forget(machine, data.name)
+    if not recorded:
+        records.forget(machine, data.name)
     new = attach(machine, data)
     assert new != old
     assert volumes.volumes[old].state == "available"
