@@ -16,7 +16,6 @@ from bootagent.ebs import owner, snapshots
 from bootagent.ebs.calls import Calls, Volume
 from bootagent.ebs.patience import Patience
 from bootagent.ebs.snapshots import Snapshot
-from bootagent.ebs.volume import is_blank
 from bootagent.errors import AwsError
 from bootagent.machine import Machine
 
@@ -93,7 +92,7 @@ def _is_loose(volume: Volume) -> bool:
 def _may_hold_data(volume: Volume) -> bool:
     """Whether there may be something on it that no snapshot has: somebody detached it to keep that, it seems."""
     replaceable = volume.tags.get(owner.FOR, "").startswith(_REPLACEABLE) and owner.SNAPSHOT in volume.tags
-    return not replaceable and not is_blank(volume.tags)
+    return not replaceable and not owner.is_blank(volume.tags)
 
 
 def _why_stray(volume: Volume, living: set[str], instance_id: str | None) -> str | None:

@@ -35,3 +35,8 @@ def bears(tags: Mapping[str, str], wanted: Tags) -> bool:
 def shown(tags: Tags) -> str:
     """Tags for a sentence: "A=1, B=2"."""
     return ", ".join(f"{key}={value}" for key, value in tags)
+
+
+def is_blank(tags: Mapping[str, str]) -> bool:
+    """Whether a volume's tags say that it was made blank by this agent, and not formatted since."""
+    return tags.get(FORMAT) == BLANK

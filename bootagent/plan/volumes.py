@@ -7,7 +7,7 @@ import json
 from collections.abc import Collection
 
 from bootagent.config.model import App, Config, DataVolume, EbsSource
-from bootagent.ebs.volume import Wanted
+from bootagent.ebs.wanted import Wanted
 from bootagent.errors import BootagentError
 from bootagent.plan.lane import Moment
 from bootagent.steps.attached_volume import AttachedVolume

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bootagent import disks, records
-from bootagent.ebs.volume import Wanted, attach
+from bootagent.ebs.volume import attach
+from bootagent.ebs.wanted import Wanted
 from bootagent.machine import Machine
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bootagent.ebs.volume import Wanted
+from bootagent.ebs.wanted import Wanted
 from bootagent.machine import Machine, Note, Transfer
 from bootagent.sandbox.cloud import Cloud
 from bootagent.sandbox.disks import Disks

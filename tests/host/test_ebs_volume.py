@@ -15,10 +15,11 @@ from dataclasses import asdict, replace
 import pytest
 
 from bootagent import records
-from bootagent.ebs import attachment, volume
+from bootagent.ebs import attachment, identity
 from bootagent.ebs.kind import VolumeKind
 from bootagent.ebs.owner import FOR, FORMAT, INSTANCE, LASTING, SNAPSHOT
-from bootagent.ebs.volume import Wanted, attach, mark_formatted, release
+from bootagent.ebs.volume import attach, mark_formatted, release
+from bootagent.ebs.wanted import Wanted
 from bootagent.errors import AwsError, BootagentError, MachineError
 from bootagent.records import Record
 from bootagent.sandbox.cloud import Cloud
@@ -207,7 +208,7 @@ def test_a_volume_that_is_gone_is_made_again(
     cloud: Cloud, volumes: Disks, machine: HearingMachine, wanted: Wanted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attachment, "FRESH_SECONDS", 0.5)
-    monkeypatch.setattr(volume, "LAG_SECONDS", 0.5)
+    monkeypatch.setattr(identity, "LAG_SECONDS", 0.5)
     first = attach(machine, wanted)
     cloud.api.ec2(cloud.region).detach_volume(VolumeId=first)
     until(lambda: volumes.volumes[first].state == "available")
@@ -249,7 +250,7 @@ def test_data_that_is_gone_is_not_replaced_in_silence(
     cloud: Cloud, volumes: Disks, machine: HearingMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attachment, "FRESH_SECONDS", 0.5)
-    monkeypatch.setattr(volume, "LAG_SECONDS", 0.5)
+    monkeypatch.setattr(identity, "LAG_SECONDS", 0.5)
     wanted = wanted_by(cloud, name="role.db.data", purpose="volume db/data", kind=BLANK, by_snapshot=False)
     lost = attach(machine, wanted)
     cloud.api.ec2(cloud.region).detach_volume(VolumeId=lost)
@@ -521,7 +522,7 @@ def test_one_that_is_gone_is_not_replaced_in_silence(
     cloud: Cloud, volumes: Disks, machine: HearingMachine, data: Wanted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attachment, "FRESH_SECONDS", 0.5)
-    monkeypatch.setattr(volume, "LAG_SECONDS", 0.5)
+    monkeypatch.setattr(identity, "LAG_SECONDS", 0.5)
     lost = attach(machine, data)
     mark_formatted(machine, data.region, lost, "xfs")
     cloud.api.ec2(cloud.region).detach_volume(VolumeId=lost)
@@ -549,7 +550,7 @@ def test_one_that_goes_while_its_holder_is_waited_for_is_not_replaced_in_silence
     cloud: Cloud, volumes: Disks, machine: HearingMachine, data: Wanted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attachment, "FRESH_SECONDS", 0.5)
-    monkeypatch.setattr(volume, "LAG_SECONDS", 0.5)
+    monkeypatch.setattr(identity, "LAG_SECONDS", 0.5)
     with Cloud(tags={"Role": "db"}, beside=cloud) as other:
         volumes.add_machine(other, NoMachine())
         first = attach(machine, replace(data, instance_id=other.instance.instance_id))
@@ -596,7 +597,7 @@ def test_one_that_lost_its_tags_is_left_alone_and_does_not_come_back_by_its_toke
     monkeypatch: pytest.MonkeyPatch,
     recorded: bool,
 ) -> None:
-    monkeypatch.setattr(volume, "LAG_SECONDS", 0.5)
+    monkeypatch.setattr(identity, "LAG_SECONDS", 0.5)
     old = attach(machine, data)
     ec2 = cloud.api.ec2(cloud.region)
     ec2.detach_volume(VolumeId=old)
@@ -639,7 +640,7 @@ class Killer:
 CHILD = """\
 import json, sys
 from pathlib import Path
-from bootagent.ebs import patience, volume
+from bootagent.ebs import patience, volume, wanted
 from bootagent.ebs.kind import VolumeKind
 from bootagent.machine import Machine
 patience.FIRST_PAUSE = patience.MOST_PAUSE = 0.05
@@ -648,7 +649,7 @@ if task == "release":
     volume.release(Machine(Path(root)), fields["name"], fields["instance_id"])
 else:
     fields["find"] = tuple(tuple(pair) for pair in fields["find"])
-    volume.attach(Machine(Path(root)), volume.Wanted(**{**fields, "kind": VolumeKind(**fields["kind"])}))
+    volume.attach(Machine(Path(root)), wanted.Wanted(**{**fields, "kind": VolumeKind(**fields["kind"])}))
 """
 
 
@@ -732,7 +733,7 @@ def test_a_volume_that_is_let_go_is_deleted(volumes: Disks, machine: HearingMach
 def test_it_can_be_wanted_again(
     volumes: Disks, machine: HearingMachine, wanted: Wanted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(volume, "LAG_SECONDS", 0.5)
+    monkeypatch.setattr(identity, "LAG_SECONDS", 0.5)
     first = attach(machine, wanted)
     release(machine, NAME, wanted.instance_id)
     assert attach(machine, wanted) != first

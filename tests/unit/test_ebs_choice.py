@@ -12,7 +12,7 @@ from bootagent.ebs.calls import Attachment, Volume
 from bootagent.ebs.kind import VolumeKind
 from bootagent.ebs.owner import BLANK, FOR, FORMAT, INSTANCE, LASTING, RECORD
 from bootagent.ebs.snapshots import Snapshot
-from bootagent.ebs.volume import Wanted, owner_tags, token
+from bootagent.ebs.wanted import Wanted, owner_tags, token
 from bootagent.errors import BootagentError, MachineError
 
 HERE, ZONE = "i-here", "eu-west-1a"

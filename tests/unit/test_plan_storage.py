@@ -12,7 +12,7 @@ from bootagent import plan
 from bootagent.config.model import App, Config, DataVolume, EbsSource, GitSource, ImageSource, NfsSource, S3Source
 from bootagent.ebs.kind import VolumeKind
 from bootagent.ebs.snapshots import Snapshot
-from bootagent.ebs.volume import Wanted
+from bootagent.ebs.wanted import Wanted
 from bootagent.errors import AwsError, BootagentError, MachineError
 from bootagent.git_repository import Commit
 from bootagent.plan import Attachment, Known, Lane, Moment, Phase, ToStop, going_back
