@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-CUTS = 25
+CUTS = 15
 #: The names under which tests leave figures in their user properties.
 FIGURE, CUT = "figure", "power cut"
 
