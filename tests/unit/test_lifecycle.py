@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 
 from bootagent import aws, journal, readiness, state
+from bootagent.environment import secrets
+from bootagent.environment.concealed import Concealed
 from bootagent.errors import AwsError, MetadataError, UsageError
 from bootagent.instance import Instance
 from bootagent.journal import Journal
@@ -665,6 +667,21 @@ def test_a_disk_that_hangs_holds_no_diagnosis_up(tmp_path: Path, monkeypatch: py
     assert made["why"] == "why"
     assert made["status"] == {"error": "to read the status took longer than 0.5 s"}
     os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))  # and on it goes
+
+
+def test_a_diagnosis_has_the_ends_of_logs_without_secrets(tmp_path: Path) -> None:
+    found = place_with(tmp_path, '[lifecycle]\nlaunching = "ready"\n')
+    assert found is not None
+    directory, log = tmp_path / "etc/sv/web.job", tmp_path / "var/log/bootagent/web.job"
+    for made in (directory, log):
+        made.mkdir(parents=True)
+    (directory / "bootagent.json").write_text("{}")
+    for service, value in (("job", "0wn-secret"), (None, "secret-of-the-app")):
+        where = secrets.place("web", service)
+        secrets.write(found.machine, where, {"KEY": secrets.Secret(Concealed(value), "ssm:/key")})
+    (log / "current").write_text("no way to 0wn-secret\nnor to secret-of-the-app\n")
+    logs = diagnosis.make(found, "i-1", "why", None)["logs"]
+    assert logs == {"web.job": "no way to (secret)\nnor to (secret)"}
 
 
 def test_an_answer_that_is_never_taken_is_worth_another_escort(
