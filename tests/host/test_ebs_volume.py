@@ -49,6 +49,12 @@ def wanted(cloud: Cloud, snapshot: str) -> Wanted:
     return wanted_by(cloud, snapshot=snapshot)
 
 
+def detached(cloud: Cloud, volumes: Disks, volume_id: str) -> None:
+    """Somebody else takes a volume from its instance."""
+    cloud.api.ec2(cloud.region).detach_volume(VolumeId=volume_id)
+    until(lambda: volumes.volumes[volume_id].state == "available")
+
+
 def remove(cloud: Cloud, volumes: Disks, volume_id: str) -> None:
     cloud.api.ec2(cloud.region).delete_volume(VolumeId=volume_id)
     until(lambda: volume_id not in volumes.volumes)
@@ -210,8 +216,7 @@ def test_a_volume_that_is_gone_is_made_again(
     monkeypatch.setattr(attachment, "FRESH_SECONDS", 0.5)
     monkeypatch.setattr(identity, "LAG_SECONDS", 0.5)
     first = attach(machine, wanted)
-    cloud.api.ec2(cloud.region).detach_volume(VolumeId=first)
-    until(lambda: volumes.volumes[first].state == "available")
+    detached(cloud, volumes, first)
     remove(cloud, volumes, first)
     second = attach(machine, wanted)
     assert list(volumes.volumes) == [second]
@@ -238,8 +243,7 @@ def test_what_was_done_with_one_is_not_said_of_the_next(
     assert attach(machine, wanted) == first
     assert marker.exists() and not records.is_pristine(machine, NAME)
 
-    cloud.api.ec2(cloud.region).detach_volume(VolumeId=first)
-    until(lambda: volumes.volumes[first].state == "available")
+    detached(cloud, volumes, first)
     volumes.timing.delete = 1.0
     cloud.api.ec2(cloud.region).delete_volume(VolumeId=first)
     assert attach(machine, wanted) != first
@@ -253,8 +257,7 @@ def test_data_that_is_gone_is_not_replaced_in_silence(
     monkeypatch.setattr(identity, "LAG_SECONDS", 0.5)
     wanted = wanted_by(cloud, name="role.db.data", purpose="volume db/data", kind=BLANK, by_snapshot=False)
     lost = attach(machine, wanted)
-    cloud.api.ec2(cloud.region).detach_volume(VolumeId=lost)
-    until(lambda: volumes.volumes[lost].state == "available")
+    detached(cloud, volumes, lost)
     remove(cloud, volumes, lost)
     for _ in range(2):
         with pytest.raises(MachineError, match=f"{lost}, the volume for volume db/data, is gone") as caught:
@@ -525,8 +528,7 @@ def test_one_that_is_gone_is_not_replaced_in_silence(
     monkeypatch.setattr(identity, "LAG_SECONDS", 0.5)
     lost = attach(machine, data)
     mark_formatted(machine, data.region, lost, "xfs")
-    cloud.api.ec2(cloud.region).detach_volume(VolumeId=lost)
-    until(lambda: volumes.volumes[lost].state == "available")
+    detached(cloud, volumes, lost)
     remove(cloud, volumes, lost)
     for _ in range(2):
         with pytest.raises(MachineError, match=f"{lost}, the volume for volume db/data, is gone") as caught:
@@ -558,8 +560,7 @@ def test_one_that_goes_while_its_holder_is_waited_for_is_not_replaced_in_silence
         records.forget(machine, data.name)
         with pytest.raises(MachineError, match="waiting for the volume's holder to let it go"):
             attach(machine, replace(data, within=0.5))
-        cloud.api.ec2(cloud.region).detach_volume(VolumeId=first)
-        until(lambda: volumes.volumes[first].state == "available")
+        detached(cloud, volumes, first)
         remove(cloud, volumes, first)
         with pytest.raises(MachineError, match=f"{first}, the volume for volume db/data, is gone"):
             attach(machine, data)
@@ -599,10 +600,8 @@ def test_one_that_lost_its_tags_is_left_alone_and_does_not_come_back_by_its_toke
 ) -> None:
     monkeypatch.setattr(identity, "LAG_SECONDS", 0.5)
     old = attach(machine, data)
-    ec2 = cloud.api.ec2(cloud.region)
-    ec2.detach_volume(VolumeId=old)
-    until(lambda: volumes.volumes[old].state == "available")
-    ec2.create_tags(Resources=[old], Tags=[{"Key": "Data", "Value": "kept for a look"}])
+    detached(cloud, volumes, old)
+    cloud.api.ec2(cloud.region).create_tags(Resources=[old], Tags=[{"Key": "Data", "Value": "kept for a look"}])
     if not recorded:
         records.forget(machine, data.name)
     new = attach(machine, data)
