@@ -221,10 +221,11 @@ def make_mountpoint(machine: Machine, path: str, *, empty: bool = False) -> None
         return
     if not real.is_dir():
         raise BootagentError(f"cannot mount at {path}: it is not a directory", remedy="move it away")
-    if _something_in(real, path) is None:
+    name = _something_in(real, path)
+    if name is None:
         real.chmod(0o000)
     elif empty:
-        refuse_full(machine, path)
+        raise _full(path, name)
 
 
 def refuse_full(machine: Machine, path: str) -> None:
@@ -233,8 +234,7 @@ def refuse_full(machine: Machine, path: str) -> None:
     if at(machine, path) or not real.is_dir():
         return
     if name := _something_in(real, path):
-        sentence = f"cannot mount at {path}: there are files in it, such as {name}, that the mount would hide"
-        raise MachineError(sentence, remedy="move them away")
+        raise _full(path, name)
 
 
 def refuse_movable(machine: Machine, path: str, what: str) -> None:
@@ -261,6 +261,11 @@ def _something_in(real: Path, path: str) -> str | None:
         return next((inside.name for inside in real.iterdir()), None)
     except OSError as error:
         raise MachineError(f"cannot look into {path}: {error.strerror}") from None
+
+
+def _full(path: str, name: str) -> MachineError:
+    sentence = f"cannot mount at {path}: there are files in it, such as {name}, that the mount would hide"
+    return MachineError(sentence, remedy="move them away")
 
 
 def _mount(line: str) -> Mount:

@@ -25,6 +25,8 @@ pytest_plugins = ("tests.host.disks",)
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
 
 SOURCE = '{ type = "ebs", snapshot = { Name = "web" }, mountpoint = "/cp", volume = { size = "1GiB" } }'
+#: A volume for each release.
+EACH = '{ type = "ebs", snapshot = { Name = "web" }, holds = "release" }'
 
 
 def tree(place: Path, files: Tree) -> Path:
@@ -134,7 +136,7 @@ def test_a_snapshot_that_cannot_be_mounted_leaves_the_old_one_in_its_place(
 def test_a_release_of_its_own_on_each_volume(
     disks: Disks, stage: Stage, web: App, agent: Agent, tmp_path: Path, machine_root: Path
 ) -> None:
-    source = '{ type = "ebs", snapshot = { Name = "web" }, holds = "release" }\nlinked_dirs = ["log"]'
+    source = f'{EACH}\nlinked_dirs = ["log"]'
     stage.configure(web.config(source=source))
     first = disks.snapshot_of(tree(tmp_path / "one", web.tree("one")), tags={"Name": "web"}, filesystem="ext4")
     ran = agent("reconfigure")
@@ -301,7 +303,7 @@ def test_a_release_on_another_volume_of_its_snapshot_is_made_ready_again(
     """In an image of the instance, and where EC2 has lost the volume."""
     hook = 'hooks = { prepare = ["bin/prepare"] }'
     linked = 'linked_files = ["config/database.yml"]\nlinked_dirs = ["log"]'
-    source = f'{{ type = "ebs", snapshot = {{ Name = "web" }}, holds = "release" }}\n{hook}\n{linked}'
+    source = f"{EACH}\n{hook}\n{linked}"
     stage.configure(web.config(source=source))
     tree(web.deploy_to / "shared/config", {"database.yml": "of this environment"})
     more = {
@@ -507,7 +509,7 @@ def test_from_a_whole_deploy_to_on_a_volume_to_s3(
 def test_what_would_be_hidden_keeps_the_release_that_serves(
     disks: Disks, stage: Stage, web: App, agent: Agent, tmp_path: Path, machine_root: Path
 ) -> None:
-    stage.configure(web.config(source='{ type = "ebs", snapshot = { Name = "web" }, holds = "release" }'))
+    stage.configure(web.config(source=EACH))
     disks.snapshot_of(tree(tmp_path / "one", web.tree("one")), tags={"Name": "web"})
     assert agent("reconfigure").code == 0
     pid, before, volumes = web.pid(), mounted(machine_root), set(disks.volumes)
@@ -535,7 +537,7 @@ def test_from_volumes_of_one_kind_to_another_and_to_s3(
     stage.configure(web.config(source=SOURCE))
     snapshot(disks, tmp_path, "one")
     assert agent("reconfigure").code == 0
-    stage.configure(web.config(source='{ type = "ebs", snapshot = { Name = "web" }, holds = "release" }'))
+    stage.configure(web.config(source=EACH))
     second = disks.snapshot_of(tree(tmp_path / "two", web.tree("two")), tags={"Name": "web"})
     ran = agent("reconfigure")
     assert ran.code == 0, ran.stderr
